@@ -1,0 +1,286 @@
+"""The typed schema of the Hydra tree in `conf/`: what every entry point is handed.
+
+Defaults and explanations live in the YAML files; types, bounds and impossible combinations live here.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from omegaconf import OmegaConf
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+
+from conf.entry import Problem, Schema
+
+PARTS = ("train", "dev", "test")
+Part = Literal["train", "dev", "test"]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+OmegaConf.register_new_resolver("task_names", lambda tasks: "+".join(tasks), replace=True)
+
+
+def _trainable(value: str) -> str:
+    if value not in ("all", "heads") and not re.fullmatch(r"last:[1-9]\d*", value):
+        raise ValueError("be all, heads or last:<n> with n of at least 1")
+    return value
+
+
+class HeadConfig(Schema):
+    """One question about a text: its kind and its labels, in the order of their ids."""
+
+    kind: Literal["classification"]
+    labels: Annotated[list[str], Field(min_length=2)]
+    label_smoothing: Fraction = 0.0
+    class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
+
+
+class SourceConfig(Schema):
+    """Where the examples of a task are read from; `path` may hold `{part}` or map parts to paths."""
+
+    format: Literal["aclimdb", "jsonl", "csv", "tsv", "folder"]
+    path: str | dict[Part, str] | None = None
+    columns: dict[str, str] = {}
+    url: str | None = None
+    sha256: str | None = None
+    bytes: PositiveInt | None = None
+
+
+class TaskConfig(Schema):
+    license: str = "not stated"
+    link: str | None = None
+    heads: Annotated[dict[str, HeadConfig], Field(min_length=1)]
+    sources: Annotated[dict[Literal["sample", "full"], SourceConfig], Field(min_length=1)]
+
+
+class DataConfig(Schema):
+    source: Literal["sample", "full"]
+    path: str | None
+    limit: PositiveInt | None
+    dev_fraction: Annotated[float, Field(gt=0, lt=1)]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    shard_size: PositiveInt
+    workers: int
+    backend: Literal["loky", "threading", "dask", "ray"]
+    rebuild: bool
+
+
+class SizeConfig(Schema):
+    hidden_dim: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    intermediate_dim: PositiveInt
+    max_positions: PositiveInt
+
+
+class ModelConfig(Schema):
+    weights: str | None
+    sha256: str | None
+    pooling: Literal["mean", "cls"]
+    dropout: Fraction
+    trainable: Annotated[str, AfterValidator(_trainable)]
+    dtype: Literal["float32", "mixed_bfloat16"]
+    size: SizeConfig | None
+
+
+class TokenizerConfig(Schema):
+    kind: Literal["wordpiece", "sentencepiece"]
+    vocab: str | None
+    lowercase: bool
+    max_length: Annotated[int, Field(ge=8)]
+    truncation: Literal["head", "tail", "head_tail"]
+
+
+class InputConfig(Schema):
+    kind: Literal["tfrecord", "generator", "textline"]
+    window: PositiveInt
+    pad_to: PositiveInt
+
+
+class OptimizerConfig(Schema):
+    learning_rate: PositiveFloat
+    warmup_fraction: Fraction
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: PositiveFloat | None
+    accumulate: PositiveInt
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+
+
+class StrategyConfig(Schema):
+    kind: Literal["auto", "one_device", "mirrored"]
+    devices: list[str] | None
+    xla: bool | Literal["auto"]
+
+
+class TrackingConfig(Schema):
+    kind: Literal["none", "wandb"]
+    project: str
+    mode: Literal["online", "offline"]
+
+
+class RunConfig(Schema):
+    dir: str
+    resume: str | None
+
+
+class TrainSettings(Schema):
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    eval_batch_size: PositiveInt
+    select: Literal["dev", "last"]
+    patience: PositiveInt | None
+    save_every: PositiveInt
+
+
+class PrepareConfig(Schema):
+    """`python -m data_prep.build`: everything that decides what the records hold."""
+
+    tasks: Annotated[dict[str, TaskConfig], Field(min_length=1)]
+    data: DataConfig
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    input: InputConfig
+    seed: Annotated[int, Field(ge=0)]
+    cache_dir: str
+
+    def problems(self) -> list[Problem]:
+        return _task_problems(self.tasks, self.data) + _text_problems(self.model, self.tokenizer, self.input)
+
+
+class TrainConfig(PrepareConfig):
+    """`python -m bert_mtl.train`."""
+
+    optimizer: OptimizerConfig
+    strategy: StrategyConfig
+    tracking: TrackingConfig
+    run: RunConfig
+    train: TrainSettings
+
+    def problems(self) -> list[Problem]:
+        found = super().problems()
+        if self.strategy.kind == "mirrored" and self.strategy.xla is True:
+            found.append(Problem("strategy.xla", "not be true with strategy=mirrored", True, ("auto", "false")))
+        if self.strategy.kind == "one_device" and self.strategy.devices and len(self.strategy.devices) > 1:
+            found.append(Problem("strategy.devices", "name one device with strategy=one_device", self.strategy.devices))
+        if self.train.patience and self.train.select == "last":
+            found.append(Problem("train.patience", "be null with train.select=last", self.train.patience))
+        return found
+
+
+class EvaluateConfig(Schema):
+    """`python -m bert_mtl.evaluate`."""
+
+    run: str
+    data: DataConfig | None = None
+    part: Part
+    batch_size: PositiveInt
+    errors: Annotated[int, Field(ge=0)]
+    baseline: bool
+    output: str | None
+
+
+class PredictConfig(Schema):
+    """`python -m bert_mtl.predict`."""
+
+    run: str
+    text: str | None
+    input: str | None
+    output: str | None
+    batch_size: PositiveInt
+
+    def problems(self) -> list[Problem]:
+        found = []
+        if (self.text is None) == (self.input is None):
+            found.append(Problem("text", "be given, or input, and not both", self.text))
+        if self.input is not None and self.output is None:
+            found.append(Problem("output", "be given with input", None))
+        return found
+
+
+class EmbedConfig(Schema):
+    """`python -m bert_mtl.embed`."""
+
+    run: str
+    input: str
+    output: str
+    layers: Annotated[list[int], Field(min_length=1)]
+    pooling: Literal["cls", "mean", "max", "mean_max"]
+    batch_size: PositiveInt
+
+    def problems(self) -> list[Problem]:
+        if not self.output.endswith((".npy", ".parquet")):
+            return [Problem("output", "end in .npy or .parquet", self.output)]
+        return []
+
+
+class ExportConfig(Schema):
+    """`python -m bert_mtl.export`."""
+
+    run: str
+    bundle: str
+    name: str | None
+
+
+class VocabConfig(Schema):
+    """`python -m data_prep.vocab`."""
+
+    tasks: Annotated[dict[str, TaskConfig], Field(min_length=1)]
+    data: DataConfig
+    kind: Literal["sentencepiece", "wordpiece"]
+    size: PositiveInt
+    lowercase: bool
+    output: str
+    seed: Annotated[int, Field(ge=0)]
+    cache_dir: str
+
+    def problems(self) -> list[Problem]:
+        return _task_problems(self.tasks, self.data)
+
+
+def _task_problems(tasks: dict[str, TaskConfig], data: DataConfig) -> list[Problem]:
+    found = []
+    heads = [head for task in tasks.values() for head in task.heads]
+    for name, task in tasks.items():
+        key = f"tasks.{name}"
+        if data.source not in task.sources:
+            found.append(Problem("data", f"be a source that task {name} has", data.source, tuple(task.sources)))
+        for head, config in task.heads.items():
+            labels, weights = config.labels, config.class_weights
+            if len(set(labels)) < len(labels):
+                found.append(Problem(f"{key}.heads.{head}.labels", "hold each label once", labels))
+            if isinstance(weights, list) and len(weights) != len(labels):
+                rule = f"hold one weight for each of the {len(labels)} labels"
+                found.append(Problem(f"{key}.heads.{head}.class_weights", rule, weights))
+            if heads.count(head) > 1:
+                found.append(Problem(f"{key}.heads", "have names no other task uses", head))
+        for source, config in task.sources.items():
+            fields = ("text", "text_b", *task.heads)
+            for field in config.columns:
+                if field not in fields:
+                    found.append(Problem(f"{key}.sources.{source}.columns", "name known fields", field, fields))
+    if data.path is not None and len(tasks) > 1:
+        found.append(Problem("data.path", "be null with several tasks (set tasks.<name>.sources.full.path)", data.path))
+    if data.path is not None and data.source == "sample":
+        found.append(Problem("data.path", "be null with data=sample (use data=full)", data.path))
+    if data.workers == 0 or data.workers < -1:
+        found.append(Problem("data.workers", "be -1 or at least 1", data.workers))
+    if data.dev_fraction + data.test_fraction >= 1:
+        total = data.dev_fraction + data.test_fraction
+        found.append(Problem("data.dev_fraction", "leave a share for train beside data.test_fraction", total))
+    return found
+
+
+def _text_problems(model: ModelConfig, tokenizer: TokenizerConfig, input: InputConfig) -> list[Problem]:
+    found = []
+    if (model.weights is None) == (model.size is None):
+        found.append(Problem("model.size", "be given without model.weights, and only then", model.size))
+    if model.size is not None and model.size.hidden_dim % model.size.num_heads:
+        rule = f"be a multiple of model.size.num_heads ({model.size.num_heads})"
+        found.append(Problem("model.size.hidden_dim", rule, model.size.hidden_dim))
+    if model.size is not None and tokenizer.max_length > model.size.max_positions:
+        rule = f"be at most model.size.max_positions ({model.size.max_positions})"
+        found.append(Problem("tokenizer.max_length", rule, tokenizer.max_length))
+    if input.pad_to > tokenizer.max_length:
+        rule = f"be at most tokenizer.max_length ({tokenizer.max_length})"
+        found.append(Problem("input.pad_to", rule, input.pad_to))
+    if model.sha256 is not None and model.weights is None:
+        found.append(Problem("model.sha256", "be null without model.weights", model.sha256))
+    return found

@@ -1,0 +1,94 @@
+"""Answers of a run: `python -m bert_mtl.predict run=… text="…"`, or `bert_mtl.load(run).predict(texts)` from Python."""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from rich.progress import track
+
+from bert_mtl.config import PredictConfig
+from bert_mtl.input_pipeline import text_batches
+from bert_mtl.multitask import model_inputs
+from bert_mtl.records import atomic_write
+from bert_mtl.runs import load_model, open_run
+from bert_mtl.tasks import DataError, decode
+from conf import entry
+from data_prep.sources import read_texts
+
+CHUNK = 1024  # texts held at once when a file is streamed; sorted by length inside
+PAD_TO = 32
+
+
+class Predictor:
+    """A run's model and tokenizer, ready to answer.
+
+    Example:
+        >>> bert_mtl.load("runs/imdb-20261123-061500").predict(["What a film!"])
+        [{'imdb': {'label': 'pos', 'probabilities': {'neg': 0.02, 'pos': 0.98}}}]
+    """
+
+    def __init__(self, run: str | Path):
+        self.run = open_run(run)
+        self.model = load_model(self.run)
+        self.heads = {name: head for task in self.run.config.tasks.values() for name, head in task.heads.items()}
+
+    def predict(self, texts: Sequence[str], texts_b: Sequence[str] | None = None, batch_size: int = 32) -> list[dict]:
+        """One dictionary a text: `{task: {"label": name, "probabilities": {label: p}}}`.
+
+        Raises:
+            DataError: an empty text (its place is named).
+        """
+        for place, text in enumerate(texts):
+            if not text.strip():
+                raise DataError(f"texts[{place}] must not be empty; got {text!r}.")
+        if not texts:
+            return []
+        answers = {name: decode(self.heads[name], rows) for name, rows in self.logits(texts, texts_b, batch_size).items()}
+        return [dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)]
+
+    def logits(self, texts: Sequence[str], texts_b: Sequence[str] | None, batch_size: int) -> dict[str, np.ndarray]:
+        """Logits by head `(texts, labels)`."""
+        found = {name: np.zeros((len(texts), len(head.labels)), np.float32) for name, head in self.heads.items()}
+        for batch in text_batches(self.run.tokenizer, texts, texts_b, batch_size, PAD_TO):
+            real = batch["weight"] > 0
+            for name, rows in self._forward(model_inputs(batch)).items():
+                found[name][batch["index"][real]] = rows.numpy()[real]
+        return found
+
+    @cached_property
+    def _forward(self):
+        return tf.function(lambda inputs: self.model(inputs, training=False), reduce_retracing=True)
+
+
+def predict_file(predictor: Predictor, rows: Iterable[tuple[dict, str]], batch_size: int) -> Iterator[dict]:
+    """Answers of a stream of rows (`text`, perhaps `text_b`), in order, `CHUNK` at a time."""
+    rows = iter(rows)
+    while chunk := [values for values, _ in itertools.islice(rows, CHUNK)]:
+        pairs = [values["text_b"] for values in chunk] if "text_b" in chunk[0] else None
+        answers = predictor.predict([values["text"] for values in chunk], pairs, batch_size)
+        yield from ({**values, **answer} for values, answer in zip(chunk, answers, strict=True))
+
+
+def predict(config: PredictConfig) -> None:
+    """One text to the terminal, or a file to a file."""
+    predictor = Predictor(config.run)
+    if config.text is not None:
+        print(json.dumps(predictor.predict([config.text])[0], ensure_ascii=False))
+        return
+    with atomic_write(Path(config.output)) as file:
+        answers = predict_file(predictor, read_texts(Path(config.input)), config.batch_size)
+        for answer in track(answers, "predicting"):
+            file.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+    print(f"answers: {config.output}")
+
+
+def main() -> None:
+    entry.main("predict", PredictConfig, predict)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""A run's folder: what a training writes, and how it is read again.
+
+    config.yaml  train.log  metrics.json  tokenizer/  weights.safetensors (the selected epoch's)  state.safetensors (to resume)
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+
+from bert_mtl.checkpoints import read_encoder_config
+from bert_mtl.config import ModelConfig, TrainConfig
+from bert_mtl.encoder import BertEncoder, EncoderConfig
+from bert_mtl.input_pipeline import Pipeline
+from bert_mtl.multitask import MultiTaskModel, answer_part, make_model
+from bert_mtl.records import atomic_write
+from bert_mtl.tasks import metrics
+from bert_mtl.tokenization import Tokenizer, load_tokenizer
+from conf.entry import validate
+
+
+class RunError(Exception):
+    """A run's folder is missing, unfinished or does not fit."""
+
+    user_error = True
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that `bert_mtl.train` wrote."""
+
+    folder: Path
+    config: TrainConfig
+    tokenizer: Tokenizer
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.safetensors"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state.safetensors"
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run in `folder`. Raises RunError where there is none."""
+    folder = Path(folder)
+    if not (folder / "config.yaml").exists():
+        near = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))[-5:]
+        raise RunError(f"run must be a folder that bert_mtl.train wrote; got {folder}. Options: {', '.join(near) or 'none'}.")
+    config = validate(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), TrainConfig)
+    return Run(folder, config, load_tokenizer(folder / "tokenizer"))
+
+
+def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, encoder: EncoderConfig) -> Run:
+    """Writes all of a run but its weights, so that it can be opened and resumed from now on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder / "tokenizer")
+    with atomic_write(folder / "encoder.json") as file:
+        file.write(json.dumps(encoder.__dict__, indent=1).encode())
+    with atomic_write(folder / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json", by_alias=True))).encode())
+    return Run(folder, config, tokenizer)
+
+
+def encoder_config(model: ModelConfig, weights: Path | None, vocab_size: int) -> EncoderConfig:
+    """Sizes of the encoder: those of the pretrained weights, or the configured ones for a new model."""
+    extra = {"dropout": model.dropout, "attention_dropout": model.dropout, "pooler": model.pooling == "cls"}
+    if weights is None:
+        assert model.size is not None  # the schema sees to it
+        return EncoderConfig(vocab_size=vocab_size, **model.size.model_dump(), **extra)
+    return EncoderConfig(**(read_encoder_config(weights).__dict__ | extra))
+
+
+def load_model(run: Run) -> MultiTaskModel:
+    """The run's model with its selected weights. Raises RunError where the run has none yet."""
+    if not run.weights.exists():
+        raise RunError(
+            f"{run.folder} has no weights yet: its training has not finished an epoch. "
+            f"Continue it with python -m bert_mtl.train run.resume={run.folder}"
+        )
+    config = EncoderConfig(**json.loads((run.folder / "encoder.json").read_text()))
+    encoder = BertEncoder(config, dtype=run.config.model.dtype)
+    model = make_model(run.config.model, encoder, run.config.tasks, seed=0)
+    load_variables(run.weights, weights_of(model))
+    return model
+
+
+def part_metrics(model: MultiTaskModel, pipeline: Pipeline) -> dict[str, dict[str, float]]:
+    """Metrics by head of one part, such as `{"imdb": {"accuracy": 0.9, …}}`."""
+    answered = answer_part(model, pipeline)
+    return {head: metrics(values, answered.labels[head]) for head, values in answered.logits.items()}
+
+
+def weights_of(model: keras.Model) -> dict[str, Any]:
+    """The model's weights by path: what a finished run needs."""
+    return {variable.path: variable for variable in model.weights}
+
+
+def everything_of(model: keras.Model) -> dict[str, Any]:
+    """All that a training step reads and writes: weights, dropout seeds, optimizer, running metrics."""
+    groups = {"model": model.variables, "optimizer": model.optimizer.variables, "metric": model.metrics_variables}
+    return {f"{group}/{i}/{v.path}": v for group, variables in groups.items() for i, v in enumerate(variables)}
+
+
+def save_variables(path: Path, variables: dict[str, Any], facts: dict[str, Any] | None = None) -> None:
+    """Writes variables and JSON `facts` as one safetensors file, atomically. Raises DataError where the disk is full."""
+    arrays = {name: np.ascontiguousarray(keras.ops.convert_to_numpy(variable)) for name, variable in variables.items()}
+    with atomic_write(path) as file:
+        file.write(save(arrays, {"facts": json.dumps(facts or {})}))
+
+
+def load_variables(path: Path, variables: dict[str, Any]) -> None:
+    """Assigns every variable from a safetensors file. Raises RunError naming all that is missing or of another shape."""
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} cannot be read ({error}).") from error
+    wrong = [
+        f"{name} {tuple(variable.shape)} (in the file: {arrays[name].shape if name in arrays else 'missing'})"
+        for name, variable in variables.items()
+        if name not in arrays or arrays[name].shape != tuple(variable.shape)
+    ]
+    if wrong:
+        raise RunError(f"{path} must fit the model; got other shapes for {'; '.join(wrong[:5])}.")
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The `facts` that `save_variables` wrote."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return json.loads(file.metadata()["facts"])
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read ({error}).") from error

@@ -1,0 +1,163 @@
+"""Training: `python -m bert_mtl.train task=imdb`. Configuration in, run folder out.
+
+Records are built where they are missing, the model starts from pretrained weights, Keras' fit does the steps, and
+`bert_mtl.keeper` keeps what a run is made of: dev scores, the best weights, and a state to resume from.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import tensorflow as tf
+from hydra.core.hydra_config import HydraConfig
+
+from bert_mtl.checkpoints import load_pretrained
+from bert_mtl.config import TrainConfig
+from bert_mtl.devices import make_repeatable, make_strategy, use_xla
+from bert_mtl.encoder import BertEncoder
+from bert_mtl.input_pipeline import Pipeline
+from bert_mtl.keeper import Keeper
+from bert_mtl.multitask import MultiTaskModel, make_losses, make_model, training_triple
+from bert_mtl.optimization import make_optimizer
+from bert_mtl.records import atomic_write
+from bert_mtl.runs import Run, encoder_config, load_variables, open_run, part_metrics, start_run, weights_of
+from bert_mtl.tracking import make_tracker
+from bert_mtl.vocabulary import make_tokenizer
+from bert_mtl.weights import fetch_weights
+from conf import entry
+from conf.errors import ConfigError, Problem
+from data_prep.build import build
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> dict:
+    """Trains a new run, or goes on with `run.resume`; returns what metrics.json holds."""
+    run = _resumed(config) if config.run.resume else _started(config)
+    config = run.config
+    make_repeatable(config.seed)
+    strategy = make_strategy(config.strategy)
+    parts = _pipelines(run, strategy.num_replicas_in_sync)
+    with strategy.scope():
+        model = _compiled(run, parts["train"], use_xla(config.strategy, strategy))
+    with make_tracker(config, run.folder) as track:
+        keeper = Keeper(run, parts["dev"], parts["train"].steps_per_epoch, track)
+        fit(model, parts["train"], keeper, strategy)
+        load_variables(run.weights, weights_of(model))
+        result = {
+            "test": part_metrics(model, parts["test"]),
+            "dev": keeper.epochs[keeper.best]["dev"],
+            "best_epoch": keeper.best + 1,
+            "epochs": keeper.epochs,
+            "data": config.data.source,
+        }
+        track({f"test_{head}_{name}": v for head, s in result["test"].items() for name, v in s.items()}, keeper.step)
+    with atomic_write(run.folder / "metrics.json") as file:
+        file.write(json.dumps(result, indent=1).encode())
+    print(closing_words(run, result))
+    return result
+
+
+def fit(model: MultiTaskModel, pipeline: Pipeline, keeper: Keeper, strategy: tf.distribute.Strategy) -> None:
+    """Runs the epochs that are left: first the rest of an interrupted one, then whole ones."""
+    per_epoch, epochs = pipeline.steps_per_epoch, keeper.run.config.train.epochs
+    step = keeper.restore(model)
+    while step < epochs * per_epoch and not keeper.stop:
+        epoch, offset = divmod(step, per_epoch)
+        last = epoch + 1 if offset else epochs
+
+        def steps(_=None, epoch=epoch, offset=offset, last=last) -> tf.data.Dataset:
+            return pipeline.dataset(epoch, offset, last - epoch).map(training_triple)
+
+        data = steps() if pipeline.replicas == 1 else strategy.distribute_datasets_from_function(steps)
+        model.fit(data, initial_epoch=epoch, epochs=last, steps_per_epoch=per_epoch - offset, callbacks=[keeper], verbose=keeper.verbose)
+        step = last * per_epoch
+
+
+def _started(config: TrainConfig) -> Run:
+    tokenizer = make_tokenizer(config.tokenizer, config.model, config.cache_dir)
+    sizes = encoder_config(config.model, _weights(config), tokenizer.vocab_size)
+    if config.tokenizer.max_length > sizes.max_positions:
+        rule = f"be at most the model's {sizes.max_positions} positions"
+        raise ConfigError([Problem("tokenizer.max_length", rule, config.tokenizer.max_length)])
+    if tokenizer.vocab_size > sizes.vocab_size:
+        rule = f"hold at most the {sizes.vocab_size} pieces that model.weights were trained with"
+        raise ConfigError([Problem("tokenizer.vocab", rule, tokenizer.vocab_size)])
+    return start_run(entry.output_dir(), config, tokenizer, sizes)
+
+
+def _resumed(config: TrainConfig) -> Run:
+    others = [text for text in HydraConfig.get().overrides.task if not text.startswith("run.resume=")]
+    if others:
+        raise ConfigError([Problem("run.resume", "stand alone: the run goes on with its own configuration", others)])
+    return open_run(str(config.run.resume))
+
+
+def _weights(config: TrainConfig) -> Path | None:
+    uri = config.model.weights
+    return fetch_weights(uri, sha256=config.model.sha256, cache_dir=Path(config.cache_dir)) if uri else None
+
+
+def _pipelines(run: Run, replicas: int) -> dict[str, Pipeline]:
+    config = run.config
+    if config.train.batch_size % replicas:
+        raise ConfigError([Problem("train.batch_size", f"be a multiple of the {replicas} replicas", config.train.batch_size)])
+    if len(config.tasks) > 1:
+        raise ConfigError([Problem("task", "name one task", list(config.tasks))])
+    folder = build(config, next(iter(config.tasks)), run.tokenizer)
+    shared = {"folder": folder, "tokenizer": run.tokenizer, "input": config.input, "data": config.data}
+    return {
+        "train": Pipeline(
+            part="train", batch_size=config.train.batch_size, seed=config.seed, shuffle=True, replicas=replicas, **shared
+        ),
+        "dev": Pipeline(part="dev", batch_size=config.train.eval_batch_size, **shared),
+        "test": Pipeline(part="test", batch_size=config.train.eval_batch_size, **shared),
+    }
+
+
+def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
+    config, weights = run.config, _weights(run.config)
+    sizes = encoder_config(config.model, weights, run.tokenizer.vocab_size)
+    encoder = BertEncoder(sizes, dtype=config.model.dtype, seed=config.seed)
+    if weights is not None:
+        report = load_pretrained(encoder, weights)
+        log.info("pretrained weights: %s, %d variables from %s", report.format, len(report.loaded), config.model.weights)
+        if report.missing:
+            log.warning("not in the pretrained weights, so left random: %s", ", ".join(report.missing))
+    model = make_model(config.model, encoder, config.tasks, config.seed)
+    model.compile(
+        make_optimizer(config.optimizer, config.train.epochs * pipeline.steps_per_epoch),
+        loss=make_losses(config.tasks, {name: pipeline.manifest for name in config.tasks}),
+        weighted_metrics={head: ["accuracy"] for head in model.head_layers},
+        jit_compile=xla,
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def closing_words(run: Run, result: dict) -> str:
+    """What a user reads at the end: the scores, where the run is, and what to do next."""
+    scores = [
+        f"{head}: test accuracy {s['accuracy']:.2%}, macro-F1 {s['macro_f1']:.2%} (dev accuracy {result['dev'][head]['accuracy']:.2%})"
+        for head, s in result["test"].items()
+    ]
+    return "\n".join(
+        [
+            "",
+            *scores,
+            f"data: {result['data']} · best epoch: {result['best_epoch']} of {len(result['epochs'])} · run: {run.folder}",
+            "",
+            "Next:",
+            f'  python -m bert_mtl.predict run={run.folder} text="A slow start, but what an ending!"',
+            f"  python -m bert_mtl.evaluate run={run.folder}",
+            f"  python -m bert_mtl.export run={run.folder} bundle=bundles/{'-'.join(run.config.tasks)}",
+        ]
+    )
+
+
+def main() -> None:
+    entry.main("train", TrainConfig, train)
+
+
+if __name__ == "__main__":
+    main()

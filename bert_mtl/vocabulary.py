@@ -1,0 +1,24 @@
+"""Which tokenizer a configuration means: its vocabulary is given, stands beside the pretrained weights, or is built in."""
+
+from pathlib import Path
+
+from bert_mtl.config import ModelConfig, TokenizerConfig
+from bert_mtl.tokenization import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
+from bert_mtl.checkpoints import vocab_file
+from bert_mtl.weights import fetch_weights
+
+BUILTIN_VOCAB = Path(__file__).parent / "vocab.txt"  # 4,000 wordpieces of the built-in reviews
+
+
+def make_tokenizer(tokenizer: TokenizerConfig, model: ModelConfig, cache_dir: str) -> Tokenizer:
+    """The tokenizer of a configuration; fetches the pretrained weights where the vocabulary stands beside them."""
+    if tokenizer.vocab is not None:
+        vocab = Path(tokenizer.vocab)
+    elif model.weights is not None:
+        vocab = vocab_file(fetch_weights(model.weights, sha256=model.sha256, cache_dir=Path(cache_dir)))
+    else:
+        vocab = BUILTIN_VOCAB
+    settings = {"max_length": tokenizer.max_length, "truncation": tokenizer.truncation}
+    if tokenizer.kind == "sentencepiece":
+        return SentencePieceTokenizer(vocab, **settings)
+    return WordPieceTokenizer(vocab, lowercase=tokenizer.lowercase, **settings)

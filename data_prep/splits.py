@@ -1,0 +1,44 @@
+"""Which examples make up train, dev and test, and in which order they are stored: pure functions of a seed."""
+
+import numpy as np
+
+from bert_mtl.config import DataConfig
+from bert_mtl.tasks import DataError
+
+
+def split(labels: dict[str, np.ndarray], data: DataConfig, seed: int) -> dict[str, tuple[str, np.ndarray]]:
+    """Part -> (part of the source it comes from, rows there in shuffled order), for train, dev and test.
+
+    `labels` holds the label ids of the source's own parts. Missing parts are taken from train, label shares kept;
+    `data.limit` then shortens train.
+
+    Raises:
+        DataError: a part would be empty.
+    """
+    random = np.random.default_rng(seed)
+    chosen = {part: (part, random.permutation(len(ids))) for part, ids in sorted(labels.items())}
+    rows = chosen["train"][1]
+    for part, fraction in (("test", data.test_fraction), ("dev", data.dev_fraction)):
+        if part not in chosen:
+            taken = stratified(labels["train"][rows], fraction * len(labels["train"]))
+            chosen[part] = ("train", rows[taken])
+            rows = np.delete(rows, taken)
+    if data.limit is not None and data.limit < len(rows):
+        rows = rows[stratified(labels["train"][rows], data.limit)]
+    chosen["train"] = ("train", rows)
+    for part, (_, picked) in chosen.items():
+        if not len(picked):
+            total = len(labels["train"])
+            raise DataError(f"the {part} part must hold an example; got none of {total}. Give more data or larger fractions.")
+    return chosen
+
+
+def stratified(labels: np.ndarray, size: float) -> np.ndarray:
+    """Sorted positions of `size` (rounded) examples, the first of each label, such that every label keeps its share."""
+    names, counts = np.unique(labels, return_counts=True)
+    exact = counts * (size / len(labels))
+    quota = np.floor(exact).astype(int)
+    largest_remainders = np.argsort(quota - exact, kind="stable")
+    quota[largest_remainders[: round(size) - quota.sum()]] += 1
+    picked = [np.flatnonzero(labels == name)[:count] for name, count in zip(names, quota, strict=True)]
+    return np.sort(np.concatenate(picked))

@@ -1,0 +1,147 @@
+"""A folder written by the exporter goes in; out comes a `Bundle` whose every file was checked against the manifest.
+
+The layout is `manifest.json` beside `tokenizer/` and one folder per engine; `Manifest` documents the fields.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from conf.errors import Problem
+
+FORMAT = 1
+"""The newest manifest format this server reads."""
+
+
+class BundleError(Exception):
+    """The bundle cannot be served; the message says which file or field is at fault."""
+
+    user_error = True
+
+
+def _distinct(labels: list[str]) -> list[str]:
+    if len(set(labels)) < len(labels):
+        raise ValueError("must be distinct")
+    return labels
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise ValueError("must lie inside the bundle")
+    return path
+
+
+InnerPath = Annotated[str, AfterValidator(_inside)]
+Input = Literal["token_ids", "type_ids", "segment_ids"]
+
+
+class _Section(BaseModel):
+    # Unknown keys are let through: an exporter may say more within one format.
+    model_config = ConfigDict(frozen=True)
+
+
+class Head(_Section):
+    """One question the model answers, with its labels in the order of the model's outputs."""
+
+    kind: Literal["classification"]
+    labels: Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)]
+
+
+class TokenizerSettings(_Section):
+    """How texts become ids; `max_length` counts the two special tokens."""
+
+    kind: Literal["wordpiece", "sentencepiece"]
+    lowercase: bool
+    max_length: Annotated[int, Field(ge=3)]
+    truncation: Literal["head", "tail", "head_tail"]
+    pad_id: int
+    cls_id: int
+    sep_id: int
+
+
+class EngineFiles(_Section):
+    """Where one engine's model lies and which arrays `(rows, length)` it takes."""
+
+    path: InnerPath
+    inputs: Annotated[list[Input], Field(min_length=1)]
+    dtype: Literal["int32"]
+
+
+class Manifest(_Section):
+    """What `manifest.json` says; `files` maps each file's path to its SHA-256."""
+
+    format: PositiveInt
+    name: str
+    version: str
+    created: str
+    run: str
+    data: str
+    heads: Annotated[dict[str, Head], Field(min_length=1)]
+    tokenizer: TokenizerSettings
+    engines: dict[str, EngineFiles]
+    metrics: dict[str, dict[str, dict[str, float]]]
+    versions: dict[str, str]
+    files: dict[InnerPath, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle: its folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    def file(self, path: str) -> Path:
+        """The file's place on disk; raises `BundleError` unless the manifest lists it, as only those were checked."""
+        if path not in self.manifest.files:
+            raise BundleError(str(Problem("bundle", f"list {path} among its manifest's files", self.folder)))
+        return self.folder / path
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """The bundle in a folder, after reading its manifest and hashing every file the manifest lists.
+
+    Raises `BundleError` for a missing folder, a folder that is no bundle, a manifest of a newer format or with
+    wrong fields, and missing or changed files (all of them at once).
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(str(Problem("bundle", "be a folder that exists", path)))
+    manifest = _read_manifest(folder)
+    if faults := [fault for file, digest in manifest.files.items() if (fault := _fault(folder, file, digest))]:
+        problem = Problem("bundle", "hold the files of its manifest unchanged", path)
+        raise BundleError("\n".join([str(problem), *faults]))
+    return Bundle(folder, manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    file = folder / "manifest.json"
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(str(Problem("bundle", "hold a manifest.json", folder))) from None
+    except ValueError as error:
+        raise BundleError(f"{file} must be JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise BundleError(f"{file} must hold an object with the number 'format': this is not a bundle")
+    if content["format"] > FORMAT:
+        raise BundleError(f"{file} has format {content['format']}; this server reads up to {FORMAT}: update the server")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise BundleError("\n".join([f"{file} has wrong fields", *lines])) from None
+
+
+def _fault(folder: Path, path: str, digest: str) -> str | None:
+    try:
+        with open(folder / path, "rb") as content:
+            actual = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        return f"  {path} is missing ({error.strerror})"
+    return None if actual == digest else f"  {path} has sha256 {actual}, the manifest says {digest}"

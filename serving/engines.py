@@ -1,0 +1,82 @@
+"""Padded rows go in, each head's probabilities come out. One class per runtime; `open_engine` picks one.
+
+A runtime is imported by its own class alone, so that the server runs where only one of them is installed.
+"""
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import numpy as np
+
+from conf.errors import Problem
+from serving.bundle import Bundle
+
+EngineName = Literal["auto", "savedmodel", "dummy"]
+
+
+class EngineError(Exception):
+    """The engine cannot be opened, or answered something that is no probability."""
+
+    user_error = True
+
+
+class Engine(Protocol):
+    """Runs the model on arrays `(rows, length)` int32."""
+
+    def predict(self, token_ids: np.ndarray, type_ids: np.ndarray, segment_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Probabilities `(rows, labels)` float32 by head; `segment_ids` is 1 on tokens and 0 on padding."""
+        ...
+
+
+class SavedModelEngine:
+    """TensorFlow running the SavedModel's "ids" signature; `threads` is the number for one operation, None for all."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        try:
+            import tensorflow as tf
+        except ImportError as error:
+            raise EngineError(f"engine savedmodel needs TensorFlow (pip install tensorflow): {error}") from error
+        if threads is not None:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        files = bundle.manifest.engines["savedmodel"]
+        # The signature alone would not keep the model's variables alive.
+        self._model = tf.saved_model.load(str(bundle.file(f"{files.path}/saved_model.pb").parent))
+        if "ids" not in self._model.signatures:
+            signatures = ", ".join(self._model.signatures) or "none"
+            raise EngineError(f"the SavedModel must have the signature ids; it has {signatures}")
+        self._signature = self._model.signatures["ids"]
+        self._inputs = files.inputs
+        self._tensor = tf.constant
+
+    def predict(self, token_ids: np.ndarray, type_ids: np.ndarray, segment_ids: np.ndarray) -> dict[str, np.ndarray]:
+        arrays = {"token_ids": token_ids, "type_ids": type_ids, "segment_ids": segment_ids}
+        outputs = self._signature(**{name: self._tensor(arrays[name]) for name in self._inputs})
+        return {head: output.numpy() for head, output in outputs.items()}
+
+
+class DummyEngine:
+    """No model: probabilities that depend on each row's token ids alone, for trying and testing what surrounds one."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self._heads = {name: len(head.labels) for name, head in bundle.manifest.heads.items()}
+
+    def predict(self, token_ids: np.ndarray, type_ids: np.ndarray, segment_ids: np.ndarray) -> dict[str, np.ndarray]:
+        sums = (token_ids * segment_ids).sum(axis=1, dtype=np.int64)[:, None]
+        scores = {head: (sums + np.arange(labels)) % labels + 1.0 for head, labels in self._heads.items()}
+        return {head: (s / s.sum(axis=1, keepdims=True)).astype(np.float32) for head, s in scores.items()}
+
+
+ENGINES: dict[str, Callable[[Bundle, int | None], Engine]] = {"savedmodel": SavedModelEngine, "dummy": DummyEngine}
+
+
+def open_engine(name: EngineName, bundle: Bundle, threads: int | None = None) -> Engine:
+    """The named engine with the bundle's model loaded; auto takes the first of `ENGINES` that the bundle has files for.
+
+    Raises `EngineError` where the bundle has no files for it, or its runtime is not installed.
+    """
+    exported = [engine for engine in ENGINES if engine in bundle.manifest.engines]
+    chosen = exported[0] if name == "auto" and exported else name
+    if chosen not in (*exported, "dummy"):
+        options = ["auto", *exported, "dummy"] if exported else ["dummy"]
+        raise EngineError(str(Problem("engine", "be one that the bundle has files for", name, options)))
+    return ENGINES[chosen](bundle, threads)

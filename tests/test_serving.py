@@ -1,0 +1,361 @@
+"""The server from its batches to its process, with real uvicorn and the real client, mostly on the dummy engine."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from test_bundle import saved_model, write_bundle  # noqa: F401
+
+from conf.entry import validate
+from serving.bundle import load_bundle
+from serving.client import Client, ClientError
+from serving.config import HttpConfig, LimitsConfig, ServeConfig
+from serving.engines import DummyEngine, Engine, EngineError, open_engine
+from serving.http import create_app
+from serving.server import AddressError, bind, serve
+from serving.service import Service, TextError, plan_batches
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMITS = LimitsConfig(texts=50, characters=100, body=10_000)
+TWO_HEADS = {
+    "imdb": {"kind": "classification", "labels": ["neg", "pos"]},
+    "topic": {"kind": "classification", "labels": ["art", "sport", "world"]},
+}
+
+
+@contextmanager
+def running(service: Service) -> Iterator[str]:
+    """The address of a uvicorn server around the service, in a thread."""
+    with bind(HttpConfig(host="127.0.0.1", port=0, drain=5)) as listener:
+        listener.listen()
+        app = create_app(service, LIMITS.body)
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def service_around(engine: Engine, folder: Path, batch_tokens: int = 8192) -> Service:
+    return Service(load_bundle(folder), engine, LIMITS, batch_tokens)
+
+
+class CountingEngine(DummyEngine):
+    """The dummy, which notes the shape of each batch."""
+
+    def __init__(self, bundle):
+        super().__init__(bundle)
+        self.shapes = []
+
+    def predict(self, token_ids, type_ids, segment_ids):
+        self.shapes.append(token_ids.shape)
+        return super().predict(token_ids, type_ids, segment_ids)
+
+
+class GatedEngine(DummyEngine):
+    """The dummy, which answers only once its gate is opened."""
+
+    def __init__(self, bundle):
+        super().__init__(bundle)
+        self.entered, self.gate = threading.Event(), threading.Event()
+
+    def predict(self, token_ids, type_ids, segment_ids):
+        self.entered.set()
+        assert self.gate.wait(10)
+        return super().predict(token_ids, type_ids, segment_ids)
+
+
+class FickleEngine(DummyEngine):
+    """The dummy, with a switch between working, raising and answering NaN."""
+
+    mode = "works"
+
+    def predict(self, token_ids, type_ids, segment_ids):
+        if self.mode == "raises":
+            raise RuntimeError("secret detail")
+        outputs = super().predict(token_ids, type_ids, segment_ids)
+        return {head: values * np.nan for head, values in outputs.items()} if self.mode == "nan" else outputs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("two_heads"), heads=TWO_HEADS)
+
+
+@pytest.fixture(scope="module")
+def address(folder) -> Iterator[str]:
+    with running(service_around(open_engine("dummy", load_bundle(folder)), folder)) as address:
+        yield address
+
+
+# --- batches
+
+
+def test_batches_hold_rows_of_like_length_within_the_token_budget():
+    assert plan_batches([5, 1, 9, 2, 2], 10) == [[1, 3, 4], [0], [2]]
+    assert plan_batches([4, 4, 4, 4, 4], 8) == [[0, 1], [2, 3], [4]]
+    assert plan_batches([100, 3], 8) == [[1], [0]]
+
+
+def test_a_large_request_is_split_and_answered_in_its_own_order(folder):
+    engine = CountingEngine(load_bundle(folder))
+    texts = ["a a a a a", "good", "a a a a", "bad", "very good film"]
+    split = asyncio.run(service_around(engine, folder, batch_tokens=12).classify(texts))
+    assert engine.shapes == [(2, 3), (2, 6), (1, 7)]
+    assert [split.results[i] for i in range(5)] == [
+        asyncio.run(service_around(engine, folder).classify([text])).results[0] for text in texts
+    ]
+
+
+# --- requests and answers
+
+
+def test_every_head_answers_every_text(address, folder):
+    sent = {"texts": ["good film", "a a a a a a a"]}
+    answer = httpx.post(f"{address}/classify", json=sent).json()
+    # Token ids: [CLS] 2, good 6, film 8, [SEP] 3: the dummy scores (19 + label) % labels + 1.
+    assert answer["results"][0] == {
+        "imdb": {"label": "neg", "probabilities": pytest.approx({"neg": 2 / 3, "pos": 1 / 3})},
+        "topic": {"label": "sport", "probabilities": pytest.approx({"art": 2 / 6, "sport": 3 / 6, "world": 1 / 6})},
+    }
+    assert answer["truncated"] == [False, True]
+    assert answer["model"] == {"name": "tiny", "version": "1"}
+
+
+def test_the_saved_model_answers_over_http(saved_model):  # noqa: F811
+    service = service_around(open_engine("auto", load_bundle(saved_model)), saved_model)
+    with running(service) as address, Client(address) as client:
+        answers = client.classify(["good film", "a good film!"])
+    assert [answer["imdb"]["label"] for answer in answers] == ["neg", "neg"]
+    assert [answer["imdb"]["probabilities"]["pos"] for answer in answers] == pytest.approx([0.19, 0.35], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "content, status, message",
+    [
+        ({"texts": ["good", " \n"]}, 422, "texts.1 must not be empty"),
+        ({"texts": ["good", "good", "x" * 101]}, 422, "texts.2 must have at most 100 characters; got 101"),
+        ({"texts": []}, 422, "texts must hold at least one text; got none"),
+        ({"texts": ["a"] * 51}, 413, "texts must be at most 50 in a request; got 51"),
+        ({"texts": ["a", 3]}, 422, "texts.1: Input should be a valid string; got 3"),
+        ({"texts": "good"}, 422, "texts: Input should be a valid list; got 'good'"),
+        ({"text": "good"}, 422, "the body: Only the key texts is known; got {'text': 'good'}"),
+        ({}, 422, "texts: Field required"),
+        ([], 422, "the body: Input should be a valid dictionary or object to extract fields from; got []"),
+    ],
+)
+def test_a_wrong_request_is_told_what_and_where(address, content, status, message):
+    response = httpx.post(f"{address}/classify", json=content)
+    kind = {413: "too_large", 422: "invalid_request"}[status]
+    assert (response.status_code, response.json()) == (status, {"error": {"type": kind, "message": message}})
+
+
+@pytest.mark.parametrize(
+    "body, status", [(b'{"texts": [', 422), (b"", 422), (b'{"\xff', 400), (b'{"texts": ["\\ud800"]}', 422),
+                     (b"[" * 9_000, 400), (b'{"texts": [1e999]}', 422)]
+)  # fmt: skip
+def test_a_body_that_is_no_json_is_answered_and_harms_nobody(address, body, status):
+    response = httpx.post(f"{address}/classify", content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, list(response.json()["error"])) == (status, ["type", "message"])
+    assert httpx.get(f"{address}/readyz").json() == {"ready": True}
+
+
+def test_a_body_over_the_limit_is_refused_declared_or_not(address):
+    big = json.dumps({"texts": ["a" * 10_000]}).encode()
+    chunks = iter([big[:6000], big[6000:]])
+    for content in (big, chunks):
+        response = httpx.post(f"{address}/classify", content=content, headers={"content-type": "application/json"})
+        assert response.status_code == 413
+        assert response.json() == {"error": {"type": "too_large", "message": "the body must be at most 10000 bytes"}}
+
+
+def test_unknown_paths_and_methods_have_the_same_form(address):
+    assert httpx.get(f"{address}/nothing").json() == {
+        "error": {"type": "not_found", "message": "GET /nothing: Not Found"}
+    }
+    response = httpx.get(f"{address}/classify")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+def test_the_event_loop_answers_while_the_model_computes(folder):
+    engine = GatedEngine(load_bundle(folder))
+    with running(service_around(engine, folder)) as address, Client(address) as client:
+        answers = []
+        thread = threading.Thread(target=lambda: answers.extend(client.classify(["good"])))
+        thread.start()
+        assert engine.entered.wait(10)
+        try:
+            assert httpx.get(f"{address}/livez", timeout=5).json() == {"live": True}
+            assert answers == []
+        finally:
+            engine.gate.set()
+            thread.join()
+    assert answers[0]["topic"]["label"] == "art"
+
+
+def test_a_failing_model_gives_500_and_readiness_tells_the_truth(folder):
+    engine = FickleEngine(load_bundle(folder))
+    with running(service_around(engine, folder)) as address:
+        for engine.mode in ("raises", "nan"):
+            response = httpx.post(f"{address}/classify", json={"texts": ["good"]})
+            error = {"type": "internal", "message": "the server failed; its log says why"}
+            assert (response.status_code, response.json()) == (500, {"error": error})
+            assert httpx.get(f"{address}/readyz").status_code == 503
+            assert httpx.get(f"{address}/livez").status_code == 200
+        engine.mode = "works"
+        assert httpx.get(f"{address}/readyz").json() == {"ready": True}
+        assert httpx.post(f"{address}/classify", json={"texts": ["good"]}).status_code == 200
+
+
+def test_a_model_that_contradicts_its_manifest_fails_at_warm_up(folder):
+    three = {"imdb": {"kind": "classification", "labels": ["a", "b", "c"]}}
+    other = load_bundle(write_bundle(folder.parent / "three_labels", heads=three))
+    with pytest.raises(EngineError, match=r"head imdb must give 1 x 2 probabilities; got shape \(1, 3\)"):
+        asyncio.run(service_around(DummyEngine(other), folder).warm_up())
+    with pytest.raises(TextError):
+        asyncio.run(service_around(DummyEngine(other), folder).classify([""]))
+
+
+# --- the client
+
+
+def test_the_client_warns_of_cut_texts_and_refuses_a_bare_text(address):
+    with Client(address + "/") as client:
+        with pytest.warns(UserWarning, match="1 of 2 texts are longer than the model reads"):
+            assert len(client.classify(["good", "a " * 20])) == 2
+        with pytest.raises(TypeError):
+            client.classify("good")
+
+
+def test_client_errors_say_the_address_and_the_reason(address, folder):
+    with pytest.raises(ClientError, match=rf"^{address}/classify answered 422: texts.0 must not be empty$"):
+        Client(address).classify([""])
+    with bind(HttpConfig(host="127.0.0.1", port=0, drain=5)) as silent:
+        closed = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ClientError, match=rf"^{closed}/classify cannot be reached: .*refused"):
+            Client(closed).classify(["good"])
+        silent.listen()
+        with pytest.raises(ClientError, match=rf"^{closed}/classify did not answer within 0.2 s$"):
+            Client(closed, timeout=0.2).classify(["good"])
+
+
+# --- the process
+
+
+def config(bundle: Path, **http: object) -> ServeConfig:
+    container = {
+        "bundle": str(bundle), "engine": "dummy", "threads": None, "batch": {"tokens": 8192},
+        "http": {"host": "127.0.0.1", "port": 0, "drain": 5} | http, "limits": LIMITS.model_dump(),
+    }  # fmt: skip
+    return validate(container, ServeConfig)
+
+
+def test_a_port_in_use_is_said_before_the_bundle_is_read(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AddressError, match=rf"^http.port must be free; got {port}. Address already in use"):
+            serve(config(tmp_path / "no bundle here", port=port))
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_ours_is_said_by_key(tmp_path, host):
+    with pytest.raises(AddressError, match=rf"^http.host must be an address .*; got '?{host}'?\. "):
+        serve(config(tmp_path, host=host))
+
+
+WITHOUT_TRAINING = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "keras", "bert_mtl", "data_prep"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocker())
+from serving.server import main
+sys.argv[0] = "serving.server"
+main(sys.argv[1:])
+"""
+
+
+@contextmanager
+def server_process(*overrides: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A server process in which TensorFlow and the training code cannot be imported, and the line it prints."""
+    command = [sys.executable, "-c", WITHOUT_TRAINING, "http.port=0", *overrides]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield process, process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_server_without_tensorflow_answers_and_its_own_example_works(folder):
+    with server_process(f"bundle={folder}", "engine=dummy") as (process, line):
+        address, curl = re.fullmatch(r"(http://127\.0\.0\.1:\d+) answers from tiny 1; try: (curl .*)\n", line).groups()
+        with Client(address) as client:
+            assert client.classify(["good film"])[0]["topic"]["label"] == "sport"
+        body = re.search(r"-d '(.*)'", curl)[1]
+        headers = {"content-type": "application/json"}
+        assert len(httpx.post(f"{address}/classify", content=body, headers=headers).json()["results"]) == 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        assert process.stderr.read() == ""
+
+
+def test_sigterm_lets_an_open_request_end_and_exits_with_0(folder):
+    body = json.dumps({"texts": ["good film"]}).encode()
+    head = (
+        f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with server_process(f"bundle={folder}", "engine=dummy") as (process, line):
+        port = int(re.search(r":(\d+) ", line)[1])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(head.encode() + body[:5])
+            assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+            process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:  # until nobody new is let in
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                except ConnectionRefusedError:
+                    break
+                time.sleep(0.02)
+            connection.sendall(body[5:])
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 200 OK") and b'"label":"neg"' in answer
+        assert process.wait(10) == 0
+
+
+def test_a_damaged_bundle_ends_the_process_with_one_message(tmp_path):
+    with server_process(f"bundle={tmp_path}/nowhere", "engine=dummy") as (process, line):
+        assert process.wait(20) == 1
+        assert line == ""
+        assert re.fullmatch(r"bundle must be a folder that exists; got \S+nowhere\.\n", process.stderr.read())
+
+
+def test_the_savedmodel_engine_without_tensorflow_says_what_to_install(tmp_path):
+    (tmp_path / "saved_model").mkdir()
+    (tmp_path / "saved_model/saved_model.pb").write_bytes(b"x")
+    files = {"savedmodel": {"path": "saved_model", "inputs": ["token_ids"], "dtype": "int32"}}
+    with server_process(f"bundle={write_bundle(tmp_path, engines=files)}") as (process, _):
+        assert process.wait(20) == 1
+        assert process.stderr.read().startswith("engine savedmodel needs TensorFlow (pip install tensorflow): ")
