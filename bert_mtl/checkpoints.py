@@ -145,11 +145,11 @@ def load_pretrained(encoder: BertEncoder, folder: Path) -> LoadReport:
 def read_encoder_config(folder: Path) -> EncoderConfig | None:
     """Returns the sizes that `config.json` (Hugging Face) or `bert_config.json` (Google) states, or that the
     variables' shapes show (Model Garden). None where nothing tells the heads apart: a bare TF1 checkpoint."""
-    for name in ("config.json", "bert_config.json"):
-        file = _folder_of(folder) / name
-        if file.is_file():
-            return _config_from_json(file)
-    return _config_from_shapes(open_checkpoint(folder))
+    stated = [file for name in ("config.json", "bert_config.json") if (file := _folder_of(folder) / name).is_file()]
+    try:
+        return _config_from_json(stated[0]) if stated else _config_from_shapes(open_checkpoint(folder))
+    except KeyError as error:
+        raise WeightsError(f"model.weights must tell every size of BERT; got {folder} without {error}.") from error
 
 
 def vocab_file(folder: Path) -> Path:
@@ -288,19 +288,16 @@ def _config_from_json(file: Path) -> EncoderConfig:
 
 def _config_from_shapes(checkpoint: Checkpoint) -> EncoderConfig | None:
     def shape(path: str) -> tuple[int, ...]:
-        return checkpoint.shapes.get(_source_names(path, checkpoint)[0], ())
+        return checkpoint.shapes[_source_names(path, checkpoint)[0]]
 
     query = shape("layer_0/qkv/kernel")
     if len(query) != 3:
         return None
     vocab_size, hidden_dim = shape("embeddings/word_embeddings")
-    num_layers = 0
-    while shape(f"layer_{num_layers}/qkv/kernel"):
-        num_layers += 1
     return EncoderConfig(
         vocab_size=vocab_size,
         hidden_dim=hidden_dim,
-        num_layers=num_layers,
+        num_layers=sum(name.endswith("/self_attention/query/kernel") for name in checkpoint.shapes),
         num_heads=query[1],
         intermediate_dim=shape("layer_0/intermediate/kernel")[1],
         max_positions=shape("embeddings/position_embeddings")[0],

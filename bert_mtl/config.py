@@ -15,6 +15,7 @@ PARTS = ("train", "dev", "test")
 Part = Literal["train", "dev", "test"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
+OmegaConf.register_new_resolver("first", lambda *values: next(value for value in values if value is not None), replace=True)
 OmegaConf.register_new_resolver("task_names", lambda tasks: "+".join(tasks), replace=True)
 
 
@@ -158,6 +159,8 @@ class TrainConfig(PrepareConfig):
         found = super().problems()
         if self.strategy.kind == "mirrored" and self.strategy.xla is True:
             found.append(Problem("strategy.xla", "not be true with strategy=mirrored", True, ("auto", "false")))
+        if self.strategy.kind == "mirrored" and self.optimizer.accumulate > 1:
+            found.append(Problem("optimizer.accumulate", "be 1 with strategy=mirrored", self.optimizer.accumulate))
         if self.strategy.kind == "one_device" and self.strategy.devices and len(self.strategy.devices) > 1:
             found.append(Problem("strategy.devices", "name one device with strategy=one_device", self.strategy.devices))
         if self.train.patience and self.train.select == "last":
@@ -179,6 +182,8 @@ class EvaluateConfig(Schema):
 
 class PredictConfig(Schema):
     """`python -m bert_mtl.predict`."""
+
+    verbatim = ("text",)
 
     run: str
     text: str | None

@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from bert_mtl.config import ExportConfig
 from bert_mtl.multitask import MultiTaskModel
-from bert_mtl.records import atomic_write, sha256
+from bert_mtl.records import sha256
 from bert_mtl.runs import Run, RunError, load_model, open_run
-from bert_mtl.tokenization import Tokenizer
+from bert_mtl.tokenization import Tokenizer, rust_tokenizer
 from conf import entry
 
 FORMAT = 1  # of manifest.json
@@ -70,11 +70,13 @@ def write_bundle(run: Run, folder: Path, name: str) -> None:
     try:
         served = Served(model, run.tokenizer)
         signatures = {"serving_default": served.text, "text": served.text, "ids": served.ids}
+        tf.get_logger().setLevel("ERROR")  # it warns of every renamed input of the signatures' graphs
         tf.saved_model.save(served, str(partial / "saved_model"), signatures=signatures)
         run.tokenizer.save(partial / "tokenizer")
-        run.tokenizer.save_rust(partial / "tokenizer")
-        with atomic_write(partial / "manifest.json") as file:
-            file.write(json.dumps(manifest(run, partial, name), indent=1).encode())
+        if run.tokenizer.kind == "wordpiece":
+            rust = rust_tokenizer(partial / "tokenizer" / "vocab.txt", run.config.tokenizer.lowercase)
+            rust.save(str(partial / "tokenizer" / "tokenizer.json"))
+        (partial / "manifest.json").write_text(json.dumps(manifest(run, partial, name), indent=1))
         os.replace(partial, folder)
     except OSError as error:
         raise RunError(f"{folder} could not be written: {error.strerror or error}.") from error

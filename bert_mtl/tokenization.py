@@ -1,4 +1,4 @@
-"""Text to token ids in the TensorFlow graph: strings `(n,)` go in, rows [CLS] a [SEP] or [CLS] a [SEP] b [SEP] come out.
+"""Text to token ids in the TensorFlow graph: `(n,)` strings in, rows [CLS] a [SEP] or [CLS] a [SEP] b [SEP] out.
 
 WordPiece ids equal those of the Rust `tokenizers` library, which answers in the server; `rust_tokenizer` builds it.
 """
@@ -139,11 +139,11 @@ class WordPieceTokenizer(Tokenizer):
         plain = tf.strings.regex_full_match(texts, PLAIN_ASCII)
         texts = _rewrite(texts, ~plain, self._normalize)
         maybe_long = tf.strings.regex_full_match(texts, MAYBE_LONG_WORD)
-        texts = _rewrite(texts, maybe_long, lambda some: tf.strings.regex_replace(some, LONG_WORD, UNKNOWN_WORD))
+        texts = _rewrite(texts, maybe_long, _replace_long_words)
         return self._wordpiece.tokenize(texts)
 
     def _normalize(self, texts: tf.Tensor) -> tf.Tensor:
-        """BertNormalizer, less the spaces around CJK: `FastWordpieceTokenizer` splits there, at punctuation and at spaces."""
+        """What the reference does before it splits; `FastWordpieceTokenizer` splits at spaces, punctuation and CJK."""
         texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="ignore")
         texts = tf.strings.regex_replace(texts, DELETED, "")
         texts = _rewrite(texts, tf.strings.regex_full_match(texts, HAS_LATER), self._hide_later)
@@ -155,7 +155,7 @@ class WordPieceTokenizer(Tokenizer):
 
     def _hide_later(self, texts: tf.Tensor) -> tf.Tensor:
         """Gives the code points that only the graph's Unicode knows names that mean nothing to it."""
-        texts = tf.strings.regex_replace(texts, FORMER_PUNCTUATION, r" \0 ")
+        texts = tf.strings.regex_replace(texts, f"[{FORMER_PUNCTUATION}]", r" \0 ")
         if self.lowercase:
             texts = _translate(texts, LATER_CAPITALS | _private_names(LATER))
             texts = tf_text.normalize_utf8(texts, "NFD")
@@ -231,6 +231,13 @@ def _rewrite(texts: tf.Tensor, where: tf.Tensor, function: Callable[[tf.Tensor],
     return tf.tensor_scatter_nd_update(texts, rows, function(tf.gather_nd(texts, rows)))
 
 
+def _replace_long_words(texts: tf.Tensor) -> tf.Tensor:
+    """The texts with `UNKNOWN_WORD` for every word of more than `MAX_WORD_CHARS` characters."""
+    words = tf_text.regex_split(texts, SEPARATOR, keep_delim_regex_pattern=SEPARATOR)
+    is_long = tf.strings.length(words.values, unit="UTF8_CHAR") > MAX_WORD_CHARS
+    return tf.strings.reduce_join(words.with_values(tf.where(is_long, UNKNOWN_WORD, words.values)), axis=1)
+
+
 def _translate(texts: tf.Tensor, names: Mapping[int, int]) -> tf.Tensor:
     """`str.translate` in the graph: every code point that `names` holds becomes the one it names."""
     old = tf.constant(sorted(names))
@@ -243,7 +250,8 @@ def _translate(texts: tf.Tensor, names: Mapping[int, int]) -> tf.Tensor:
 
 def _graph_token(token: str) -> str:
     """How `FastWordpieceTokenizer` must spell a vocabulary entry to meet the rewritten texts."""
-    if re.search(r"[\s\0\ufffd\U000f0000-\U0010ffff]", token):  # no cleaned text can hold it, but a rewritten one might
+    if re.search(r"[\s\0\ufffd\U000f0000-\U000ffffd\U00100000-\U0010fffd]", token):
+        # No cleaned text holds such a token, but a rewritten one might.
         return UNKNOWN_WORD + token.encode().hex()
     return token.translate(PRIVATE_NAMES)
 
@@ -276,9 +284,8 @@ LATER = (
     " 111CF 1123E-11241 1133B 11383-1143F 11443-11444 1144B-1145E 11660-1166C 116B9 1182F-1183B 11938-11C3D 11C41-11FFF"
     " 12FF1-1612F 16D68-16D6F 16E97-16E9A 16F4F 16FE2-16FF1 1CF00-1CF46 1E08F-1E5FF 1E95E-1E95F 2B820-2B91F"
 )
-LATER_MARKS = "8D4-8E1 1DFB 11442 11446 11C3F 1E000-1E02A 1E944-1E94A"  # the same, but put in order by its decomposition
-LATER_CONTROLS = "890-891 8E2 110CD 13430-1343F"  # not deleted by the reference
-PRIVATE_NAMES = _private_names(f"{LATER} {LATER_MARKS}")
+# The same, but sorted as marks by its decomposition.
+LATER_MARKS = "8D4-8E1 1DFB 11442 11446 11C3F 1E000-1E02A 1E944-1E94A"
 LATER_CAPITALS = {
     **{point: point + 0x1 for point in _points("1C89 A7C0 A7CC A7CE A7D0 A7D2 A7D4 A7D6 A7D8 A7DA")},
     **{point: point + 0x1B for point in _points("16EA0-16EB8")},
@@ -286,15 +293,18 @@ LATER_CAPITALS = {
     **{point: point + 0x27 for point in _points("10570-1057A 1057C-1058A 1058C-10592 10594-10595")},
     **{0x2C2F: 0x2C5F, 0xA7CB: 0x264, 0xA7DC: 0x19B},
 }
-HAS_LATER = rf"(?s).*[\x{{166D}}{_regex(f'{LATER} {LATER_MARKS}')}{_regex(' '.join(f'{c:X}' for c in LATER_CAPITALS))}].*"
-FORMER_PUNCTUATION = r"[\x{166D}\x{111C9}]"  # of Unicode 8; not punctuation to the graph
+LATER_CONTROLS = "890-891 8E2 110CD 13430-1343F"  # the reference does not delete them
+PRIVATE_NAMES = _private_names(f"{LATER} {LATER_MARKS}")
+FORMER_PUNCTUATION = r"\x{166D}\x{111C9}"  # the other way round: punctuation to the reference alone
+HAS_LATER = rf"(?s).*[{_regex(f'{LATER} {LATER_MARKS}')}{FORMER_PUNCTUATION}{''.join(map(chr, LATER_CAPITALS))}].*"
 
 PLAIN_ASCII = r"[\t\n\r -~]*"
-DELETED = rf"[\x{{FFFD}}]|[^\P{{C}}\t\n\r{_regex(LATER_CONTROLS)}]"
-ACCENT = r"[\p{Mn}\x{1734}]"  # U+1734 was one until Unicode 14
+DELETED = rf"\x{{FFFD}}|[^\P{{C}}\t\n\r{_regex(LATER_CONTROLS)}]"
+ACCENT = r"[\p{Mn}\x{1734}]"  # U+1734 is none since Unicode 14
+ASCII_SEPARATORS = r"\t\n\r -/:-@\[-`{-~"
 CJK = _regex("3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2CEAF 2F800-2FA1F")
-LONG_WORD = rf"[^\t\n\r\p{{Z}}!-/:-@\[-`{{-~\p{{P}}{CJK}]{{{MAX_WORD_CHARS + 1},}}"
-# A quick look first: it knows only common separators, so it finds all the long words and some that are none.
-COMMON_SEPARATORS = r"\t\n\r -/:-@\[-`{-~" + _regex("2010-2027 3001-3003 3008-3011 3400-4DBF 4E00-9FFF FF01 FF0C FF1A FF1F")
+SEPARATOR = rf"[{ASCII_SEPARATORS}\p{{Z}}\p{{P}}{CJK}]"
+# A quick look that overlooks no long word: it knows only the common separators.
+COMMON_SEPARATORS = ASCII_SEPARATORS + _regex("2010-2027 3001-3003 3008-3011 3400-4DBF 4E00-9FFF FF01 FF0C FF1A FF1F")
 MAYBE_LONG_WORD = rf"(?s).*[^{COMMON_SEPARATORS}]{{{MAX_WORD_CHARS + 1}}}.*"
-UNKNOWN_WORD = "\ufffd"  # cleaning has deleted it from the texts, and no entry of the graph's vocabulary is spelt so
+UNKNOWN_WORD = "\ufffd"  # cleaning has deleted it from all texts; the graph's vocabulary does not spell it either

@@ -32,8 +32,12 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> dict:
-    """Trains a new run, or goes on with `run.resume`; returns what metrics.json holds."""
-    run = _resumed(config) if config.run.resume else _started(config)
+    """Trains a new run in `run.dir`, or goes on with `run.resume`; returns what metrics.json holds.
+
+    Raises:
+        ConfigError, DataError, WeightsError, RunError: what is wrong, before any step is taken.
+    """
+    run = open_run(config.run.resume) if config.run.resume else _started(config)
     config = run.config
     make_repeatable(config.seed)
     strategy = make_strategy(config.strategy)
@@ -83,14 +87,7 @@ def _started(config: TrainConfig) -> Run:
     if tokenizer.vocab_size > sizes.vocab_size:
         rule = f"hold at most the {sizes.vocab_size} pieces that model.weights were trained with"
         raise ConfigError([Problem("tokenizer.vocab", rule, tokenizer.vocab_size)])
-    return start_run(entry.output_dir(), config, tokenizer, sizes)
-
-
-def _resumed(config: TrainConfig) -> Run:
-    others = [text for text in HydraConfig.get().overrides.task if not text.startswith("run.resume=")]
-    if others:
-        raise ConfigError([Problem("run.resume", "stand alone: the run goes on with its own configuration", others)])
-    return open_run(str(config.run.resume))
+    return start_run(Path(config.run.dir), config, tokenizer, sizes)
 
 
 def _weights(config: TrainConfig) -> Path | None:
@@ -100,6 +97,8 @@ def _weights(config: TrainConfig) -> Path | None:
 
 def _pipelines(run: Run, replicas: int) -> dict[str, Pipeline]:
     config = run.config
+    if replicas > 1 and config.optimizer.accumulate > 1:
+        raise ConfigError([Problem("optimizer.accumulate", f"be 1 on {replicas} replicas", config.optimizer.accumulate)])
     if config.train.batch_size % replicas:
         raise ConfigError([Problem("train.batch_size", f"be a multiple of the {replicas} replicas", config.train.batch_size)])
     if len(config.tasks) > 1:
@@ -155,8 +154,15 @@ def closing_words(run: Run, result: dict) -> str:
     )
 
 
+def _train_job(config: TrainConfig) -> None:
+    others = [text for text in HydraConfig.get().overrides.task if not text.startswith("run.resume=")]
+    if config.run.resume and others:
+        raise ConfigError([Problem("run.resume", "stand alone: the run goes on with its own configuration", others)])
+    train(config.model_copy(update={"run": config.run.model_copy(update={"dir": str(entry.output_dir())})}))
+
+
 def main() -> None:
-    entry.main("train", TrainConfig, train)
+    entry.main("train", TrainConfig, _train_job)
 
 
 if __name__ == "__main__":

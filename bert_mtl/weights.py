@@ -28,6 +28,8 @@ TIMEOUT_SECONDS = 60
 class WeightsError(ValueError):
     """Pretrained weights cannot be fetched or do not fit; the message names the key, both values and the next step."""
 
+    user_error = True
+
 
 def fetch_weights(uri: str, *, sha256: str | None, cache_dir: Path) -> Path:
     """Returns the local folder (or TF1 prefix) that holds the weights of `uri`, under `cache_dir` if downloaded.

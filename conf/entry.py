@@ -6,6 +6,7 @@ Hydra composes and runs; what it would report one mistake at a time, after havin
 import functools
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ def main(
     args = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
     if args.experimental_rerun:
         parser.error("--experimental-rerun is not supported")
+    args.overrides = [_verbatim(text, schema) for text in args.overrides]
     args.config_name = args.config_name or config_name
     args.config_path = _absolute(args.config_path or str(config_dir))
     # Hydra would print exceptions in its own words and lose them; this switch lets them through.
@@ -85,6 +87,16 @@ def compose(config_name: str, overrides: Sequence[str], schema: type[S], *, conf
 def output_dir() -> Path:
     """Returns the folder of the run in progress; within `--multirun` that of this job alone."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def _verbatim(text: str, schema: type[Schema]) -> str:
+    """Quotes the value of a key that the schema takes as typed, so that no sign in it means anything to Hydra."""
+    key, _, value = text.partition("=")
+    if key not in schema.verbatim:
+        return text
+    value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
+    value = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + (r"\'" if found[2] else ""), value)
+    return f"{key}='{value}'"
 
 
 def _task(schema: type[S], job: Callable[[S], object]) -> Callable[[DictConfig], object]:

@@ -34,8 +34,9 @@ class SavedModelEngine:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         try:
             import tensorflow as tf
+            import tensorflow_text  # noqa: F401  (the text signature's operations must be known to load the model)
         except ImportError as error:
-            raise EngineError(f"engine savedmodel needs TensorFlow (pip install tensorflow): {error}") from error
+            raise EngineError(f"engine savedmodel needs TensorFlow (pip install tensorflow-text): {error}") from error
         if threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
         files = bundle.manifest.engines["savedmodel"]

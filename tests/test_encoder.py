@@ -106,7 +106,8 @@ def test_bfloat16_computes_in_bfloat16_and_stays_near(golden, encoder):
         assert layer.qkv.compute_dtype == layer.intermediate.compute_dtype == "bfloat16"
         assert layer.attention_norm.compute_dtype == layer.output_norm.compute_dtype == "float32"
     assert {variable.dtype for variable in half.weights} == {"float32"}
-    assert np.abs(numpy(states)[real] - numpy(encoder(rows))[real]).max() < 0.05
+    error = np.abs(numpy(states)[real] - numpy(encoder(rows))[real])
+    assert error.mean() < 0.02 and error.max() < 0.1  # states reach 3.7, where one bfloat16 step is 0.016
 
 
 def test_the_bias_blocks_every_token_of_another_segment():
