@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import safe_open
 
 from bert_mtl.encoder import BertEncoder, EncoderConfig
-from bert_mtl.weights import WeightsError
+from bert_mtl.weights import WeightsError, beside
 
 FORMATS = ("huggingface", "google_tf1", "model_garden", "model_garden_2019")
 # Our names | Hugging Face | Google TF1 | TF Model Garden (TF-Hub version 3 on, small_bert) | TF-Hub versions 1 and 2.
@@ -145,22 +145,11 @@ def load_pretrained(encoder: BertEncoder, folder: Path) -> LoadReport:
 def read_encoder_config(folder: Path) -> EncoderConfig | None:
     """Returns the sizes that `config.json` (Hugging Face) or `bert_config.json` (Google) states, or that the
     variables' shapes show (Model Garden). None where nothing tells the heads apart: a bare TF1 checkpoint."""
-    stated = [file for name in ("config.json", "bert_config.json") if (file := _folder_of(folder) / name).is_file()]
+    stated = [file for name in ("config.json", "bert_config.json") if (file := beside(folder) / name).is_file()]
     try:
         return _config_from_json(stated[0]) if stated else _config_from_shapes(open_checkpoint(folder))
     except KeyError as error:
         raise WeightsError(f"model.weights must tell every size of BERT; got {folder} without {error}.") from error
-
-
-def vocab_file(folder: Path) -> Path:
-    """Returns the `vocab.txt` that came with the weights, one wordpiece a line."""
-    for file in (_folder_of(folder) / "vocab.txt", folder / "assets" / "vocab.txt"):
-        if file.is_file():
-            return file
-    raise WeightsError(
-        f"model.weights must come with a vocabulary; got {folder} without vocab.txt or assets/vocab.txt. "
-        "Set tokenizer.vocab."
-    )
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -232,11 +221,6 @@ def _tf_prefix(folder: Path) -> Path:
         f"model.weights must hold a BERT checkpoint; got {folder}. "
         "Options: model.safetensors, bert_model.ckpt.index, saved_model.pb with variables/."
     )
-
-
-def _folder_of(folder: Path) -> Path:
-    """The folder itself, or the one that a TF1 prefix (`.../bert_model.ckpt`) lies in."""
-    return folder if folder.is_dir() else folder.parent
 
 
 def _source_names(path: str, checkpoint: Checkpoint) -> list[str]:

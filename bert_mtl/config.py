@@ -233,7 +233,6 @@ class VocabConfig(Schema):
     size: PositiveInt
     lowercase: bool
     output: str
-    seed: Annotated[int, Field(ge=0)]
     cache_dir: str
 
     def problems(self) -> list[Problem]:

@@ -1,6 +1,7 @@
 """The Keras model: one encoder, a head for every question, batches of `bert_mtl.packing` in, logits by head out."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import keras
 import numpy as np
@@ -41,6 +42,11 @@ class MultiTaskModel(keras.Model):
         if self.pooling == "mean":
             return mean_states(states, inputs["segment_ids"], ops.shape(inputs["first_token"])[0])
         return self.encoder.pool(first_states(states, inputs["first_token"]))
+
+    @cached_property
+    def answer(self):
+        """`call` without training, as one compiled function that all evaluation and prediction shares."""
+        return tf.function(lambda inputs: self(inputs, training=False), reduce_retracing=True)
 
     def freeze(self, trainable: str) -> None:
         """Lets only part of the weights learn: `all`, `heads`, or `last:<n>` layers of the encoder (and the heads)."""
@@ -100,7 +106,6 @@ class Answered:
 def answer_part(model: MultiTaskModel, pipeline: Pipeline) -> Answered:
     """The model's answers to every example of a part."""
     dataset, examples = pipeline.dataset(), pipeline.examples
-    forward = tf.function(lambda inputs: model(inputs, training=False), input_signature=[model_inputs(dataset.element_spec)])
     logits: dict[str, np.ndarray] = {}
     labels = {name: np.zeros(examples, np.int64) for name in pipeline.manifest.heads}
     lengths = np.zeros(examples, np.int64)
@@ -108,7 +113,7 @@ def answer_part(model: MultiTaskModel, pipeline: Pipeline) -> Answered:
         real = batch["weight"].numpy() > 0
         places = batch["index"].numpy()[real]
         lengths[places] = np.count_nonzero(batch["segment_ids"], axis=1)[real]
-        for name, values in forward(model_inputs(batch)).items():
+        for name, values in model.answer(model_inputs(batch)).items():
             rows = values.numpy()[real]
             logits.setdefault(name, np.zeros((examples, rows.shape[1]), np.float32))[places] = rows
             labels[name][places] = batch[f"label.{name}"].numpy()[real]

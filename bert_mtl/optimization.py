@@ -28,9 +28,8 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a run of `steps` batches: `steps / accumulate` updates of the weights."""
-    updates = max(steps // config.accumulate, 1)
-    schedule = WarmupLinearDecay(config.learning_rate, round(config.warmup_fraction * updates), updates)
+    """The optimizer of a run of `steps` batches; its schedule counts batches, also where several make one update."""
+    schedule = WarmupLinearDecay(config.learning_rate, round(config.warmup_fraction * steps), steps)
     optimizer = keras.optimizers.AdamW(
         schedule,
         weight_decay=config.weight_decay,

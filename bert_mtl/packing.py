@@ -57,7 +57,7 @@ def assemble(window: Window, chosen: np.ndarray, batch_size: int, pad_to: int, m
     the 1-based number of the example in the batch and 0 is padding; by example `first_token` (flat place of its [CLS]),
     `index`, `weight` (0 for empty rows), and `label.<head>`, all `(batch_size,)`.
     """
-    lengths = window.lengths[chosen]
+    lengths = window.splits[chosen + 1] - window.splits[chosen]
     length = min(-(-int(lengths.max(initial=1)) // pad_to) * pad_to, max_length)
     columns = np.arange(length, dtype=np.int32)
     real = np.zeros((batch_size, length), bool)

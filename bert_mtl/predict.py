@@ -3,11 +3,9 @@
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from rich.progress import track
 
 from bert_mtl.config import PredictConfig
@@ -55,13 +53,9 @@ class Predictor:
         found = {name: np.zeros((len(texts), len(head.labels)), np.float32) for name, head in self.heads.items()}
         for batch in text_batches(self.run.tokenizer, texts, texts_b, batch_size, PAD_TO):
             real = batch["weight"] > 0
-            for name, rows in self._forward(model_inputs(batch)).items():
+            for name, rows in self.model.answer(model_inputs(batch)).items():
                 found[name][batch["index"][real]] = rows.numpy()[real]
         return found
-
-    @cached_property
-    def _forward(self):
-        return tf.function(lambda inputs: self.model(inputs, training=False), reduce_retracing=True)
 
 
 def predict_file(predictor: Predictor, rows: Iterable[tuple[dict, str]], batch_size: int) -> Iterator[dict]:

@@ -2,10 +2,10 @@
 
 A records folder holds, for every part, `<part>-00000-of-00004.tfrecord` (tokenised) or `.tsv` (text) shards:
     TFRecord: tf.train.Example with int64 features `token_ids` (list), `second_start` and `label.<head>`
-    TSV: one example a line: the id of each head's label, then text, then text_b for pairs; tabs and line ends become spaces, as
-         BERT's tokenizer reads them
+    TSV: one example a line: the id of each head's label, then text, then text_b for pairs
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,14 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
-import numpy as np
 import tensorflow as tf
 
 from bert_mtl.tasks import DataError, Example
 
 FORMAT = 1  # raised when the meaning of a shard changes: older folders are then rebuilt
-TO_SPACE = str.maketrans("\t\n\r", "   ")
 SUFFIX = {"tfrecord": ".tfrecord", "generator": ".tsv", "textline": ".tsv"}
 
 
@@ -104,52 +103,91 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator:
-    """A binary file that appears under `path` whole or not at all, also when the disk is full or the process killed."""
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, whose file then takes the place of `path`, or vanishes when something goes wrong."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path} could not be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_records(path: Path, rows: Iterable[tuple[np.ndarray, int, Mapping[str, int]]]) -> None:
-    """Writes one TFRecord shard atomically; a row is its token ids, its `second_start` and its label ids by head."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
-            for token_ids, second_start, labels in rows:
-                features = {"token_ids": _integers(token_ids), "second_start": _integers([second_start])}
-                features |= {f"label.{head}": _integers([label]) for head, label in labels.items()}
-                writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     except (OSError, tf.errors.OpError) as error:
-        raise DataError(f"{path} could not be written: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} could not be written: {reason}. What was there before is untouched.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _integers(values: Iterable[int]) -> tf.train.Feature:
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` whole or not at all, also when the disk is full or the process killed.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    with _replacing(path) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lets one process (or thread) at a time make `path`; the others wait, and find it made.
+
+    Raises:
+        DataError: its folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path.with_name(f".{path.name}.lock"), "w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise DataError(f"{path} could not be written: {error.strerror or error}.") from error
+    with file:
+        yield
+
+
+def write_records(path: Path, records: Iterable[bytes]) -> None:
+    """Writes serialised records (see `serialize`) as one TFRecord shard, atomically."""
+    with _replacing(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+        for record in records:
+            writer.write(record)
 
 
 def write_lines(path: Path, examples: Iterable[Example], heads: Sequence[str]) -> None:
-    """Writes one TSV shard atomically."""
+    """Writes one TSV shard, atomically."""
     with atomic_write(path) as file:
         for example in examples:
-            fields = [str(example.labels[head]) for head in heads]
-            fields += [text.translate(TO_SPACE) for text in (example.text, example.text_b) if text is not None]
-            file.write(("\t".join(fields) + "\n").encode())
+            labels = [str(example.labels[head]) for head in heads]
+            texts = [example.text] if example.text_b is None else [example.text, example.text_b]
+            file.write(("\t".join(labels + texts) + "\n").encode())
+
+
+def serialize(token_ids: tf.RaggedTensor, second_start: tf.Tensor, labels: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """`(n,)` serialised records, in the graph: what `parse_records` reads, equal to `tf.train.Example`'s own bytes."""
+    columns = {f"label.{head}": ids for head, ids in sorted(labels.items())} | {"second_start": second_start}
+    features = {name: tf.RaggedTensor.from_tensor(values[:, None]) for name, values in columns.items()}
+    entries = [_entry(name, values) for name, values in (features | {"token_ids": token_ids}).items()]
+    return _message("Example", features=[_message("Features", feature=entries)])
+
+
+def _entry(name: str, values: tf.RaggedTensor) -> tf.Tensor:
+    """One feature of integers `(n, None)`, by its name."""
+    lengths = tf.cast(values.row_lengths(), tf.int32)[:, None]
+    numbers = tf.cast(values.to_tensor(), tf.int64)
+    packed = tf.io.encode_proto(lengths, [numbers], ["value"], "tensorflow.Int64List")
+    feature = _message("Feature", int64_list=[packed])
+    return _message("Features.FeatureEntry", key=[tf.fill(tf.shape(packed), name)], value=[feature])
+
+
+def _message(kind: str, **fields: list[tf.Tensor]) -> tf.Tensor:
+    """`(n,)` serialised messages; every field takes as many values of each message as it has tensors `(n,)`."""
+    values = [tf.stack(field, axis=1) for field in fields.values()]
+    sizes = tf.ones_like(values[0][:, :1], tf.int32) * tf.constant([[len(field) for field in fields.values()]])
+    return tf.io.encode_proto(sizes, values, list(fields), f"tensorflow.{kind}")
 
 
 def parse_records(serialized: tf.Tensor, heads: Sequence[str]) -> dict:
-    """`(n,)` serialised records -> `token_ids` ragged `(n, None)` int32, `second_start` and `label.<head>` `(n,)` int32."""
+    """`(n,)` serialised records -> int32 `token_ids` ragged `(n, None)`, `second_start` and `label.<head>` `(n,)`."""
     spec = {"token_ids": tf.io.RaggedFeature(tf.int64), "second_start": tf.io.FixedLenFeature([], tf.int64)}
     spec |= {f"label.{head}": tf.io.FixedLenFeature([], tf.int64) for head in heads}
     return {name: tf.cast(value, tf.int32) for name, value in tf.io.parse_example(serialized, spec).items()}

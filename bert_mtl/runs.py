@@ -111,7 +111,7 @@ def everything_of(model: keras.Model) -> dict[str, Any]:
 
 def save_variables(path: Path, variables: dict[str, Any], facts: dict[str, Any] | None = None) -> None:
     """Writes variables and JSON `facts` as one safetensors file, atomically. Raises DataError where the disk is full."""
-    arrays = {name: np.ascontiguousarray(keras.ops.convert_to_numpy(variable)) for name, variable in variables.items()}
+    arrays = {name: np.array(keras.ops.convert_to_numpy(variable), order="C") for name, variable in variables.items()}
     with atomic_write(path) as file:
         file.write(save(arrays, {"facts": json.dumps(facts or {})}))
 

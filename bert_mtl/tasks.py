@@ -11,6 +11,8 @@ import numpy as np
 from bert_mtl.config import HeadConfig, TaskConfig
 from conf.errors import Problem
 
+LINE_BREAKS = str.maketrans("\t\n\r", "   ")
+
 
 class DataError(Exception):
     """Something is wrong with the data given: says where, what is allowed and what to do."""
@@ -20,7 +22,10 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class Example:
-    """One text (or pair, where `text_b` is given) with the id of its label for every head."""
+    """One text (or pair, where `text_b` is given) with the id of its label for every head.
+
+    A text is one line: tabs and line ends are spaces, which is what BERT's tokenizer makes of them anyway.
+    """
 
     text: str
     text_b: str | None
@@ -33,11 +38,12 @@ def make_example(task: TaskConfig, row: Mapping[str, str], origin: str) -> Examp
     Raises:
         DataError: an empty text or a label that the head does not list.
     """
-    for field in ("text", "text_b"):
-        if field in row and not row[field].strip():
+    texts = {field: row[field].translate(LINE_BREAKS) for field in ("text", "text_b") if field in row}
+    for field, text in texts.items():
+        if not text.strip():
             raise DataError(f"{origin}: {field} must not be empty; got {row[field]!r}.")
     labels = {name: label_id(name, head, row[name], origin) for name, head in task.heads.items()}
-    return Example(row["text"], row.get("text_b"), labels)
+    return Example(texts["text"], texts.get("text_b"), labels)
 
 
 def label_id(name: str, head: HeadConfig, value: str, origin: str) -> int:

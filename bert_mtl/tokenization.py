@@ -76,7 +76,7 @@ class Tokenizer(tf.Module):
         cls, sep = (tf.fill([first.nrows(), 1], token) for token in (self.cls_id, self.sep_id))
         if texts_b is None:
             kept = tf.minimum(length, self.max_length - 2)
-            token_ids = tf.concat([cls, self._cut(first, kept), sep], axis=1)
+            token_ids = tf.concat([cls, *self._cut(first, kept), sep], axis=1)
             return Encoded(token_ids, tf.cast(kept + 2, tf.int32), kept < length)
         second = self.tokenize(texts_b)
         length_b = second.row_lengths()
@@ -85,18 +85,16 @@ class Tokenizer(tf.Module):
         longer = tf.minimum(tf.maximum(length, length_b), budget - shorter)
         kept = tf.where(length <= length_b, shorter, longer)
         kept_b = tf.where(length <= length_b, longer, shorter)
-        token_ids = tf.concat([cls, self._cut(first, kept), sep, self._cut(second, kept_b), sep], axis=1)
+        token_ids = tf.concat([cls, *self._cut(first, kept), sep, *self._cut(second, kept_b), sep], axis=1)
         return Encoded(token_ids, tf.cast(kept + 2, tf.int32), kept + kept_b < length + length_b)
 
-    def _cut(self, tokens: tf.RaggedTensor, kept: tf.Tensor) -> tf.RaggedTensor:
-        """Of every row the `kept` `(n,)` tokens that the truncation mode prefers."""
+    def _cut(self, tokens: tf.RaggedTensor, kept: tf.Tensor) -> list[tf.RaggedTensor]:
+        """Of every row the `kept` `(n,)` tokens that the truncation mode prefers, as its front and its back."""
         # A quarter in front: 128 and 382 of 510 (https://arxiv.org/abs/1905.05583, section 5.3.1).
-        head = {"head": kept, "tail": tf.zeros_like(kept), "head_tail": (kept + 2) // 4}[self.truncation]
-        position = tf.ragged.range(kept)
-        row = position.value_rowids()
-        gap = tf.gather(tokens.row_lengths() - kept, row)
-        source = position.values + tf.where(position.values < tf.gather(head, row), tf.zeros_like(gap), gap)
-        return position.with_values(tf.gather(tokens.values, tf.gather(tokens.row_starts(), row) + source))
+        front = {"head": kept, "tail": tf.zeros_like(kept), "head_tail": (kept + 2) // 4}[self.truncation]
+        start, end = tokens.row_starts(), tokens.row_limits()
+        ranges = tf.ragged.range(start, start + front), tf.ragged.range(end - (kept - front), end)
+        return [index.with_values(tf.gather(tokens.values, index.values)) for index in ranges]
 
     @property
     def fingerprint(self) -> str:
@@ -185,7 +183,8 @@ class SentencePieceTokenizer(Tokenizer):
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer that `save` wrote into `folder`."""
     settings = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
-    kinds: dict[str, type] = {kind.kind: kind for kind in (WordPieceTokenizer, SentencePieceTokenizer)}
+    classes: list[type[WordPieceTokenizer | SentencePieceTokenizer]] = [WordPieceTokenizer, SentencePieceTokenizer]
+    kinds = {each.kind: each for each in classes}
     kind = settings.pop("kind")
     if kind not in kinds:
         raise ConfigError([Problem("tokenizer.kind", "be one of the options", kind, tuple(kinds))])

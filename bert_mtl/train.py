@@ -39,11 +39,12 @@ def train(config: TrainConfig) -> dict:
     """
     run = open_run(config.run.resume) if config.run.resume else _started(config)
     config = run.config
-    make_repeatable(config.seed)
     strategy = make_strategy(config.strategy)
+    xla = use_xla(config.strategy, strategy)
+    make_repeatable(config.seed, xla)
     parts = _pipelines(run, strategy.num_replicas_in_sync)
     with strategy.scope():
-        model = _compiled(run, parts["train"], use_xla(config.strategy, strategy))
+        model = _compiled(run, parts["train"], xla)
     with make_tracker(config, run.folder) as track:
         keeper = Keeper(run, parts["dev"], parts["train"].steps_per_epoch, track)
         fit(model, parts["train"], keeper, strategy)
@@ -74,7 +75,15 @@ def fit(model: MultiTaskModel, pipeline: Pipeline, keeper: Keeper, strategy: tf.
             return pipeline.dataset(epoch, offset, last - epoch).map(training_triple)
 
         data = steps() if pipeline.replicas == 1 else strategy.distribute_datasets_from_function(steps)
-        model.fit(data, initial_epoch=epoch, epochs=last, steps_per_epoch=per_epoch - offset, callbacks=[keeper], verbose=keeper.verbose)
+        model.fit(
+            data,
+            initial_epoch=epoch,
+            epochs=last,
+            steps_per_epoch=per_epoch - offset,
+            callbacks=[keeper],
+            verbose=keeper.verbose,
+            shuffle=False,  # the stream is shuffled already
+        )
         step = last * per_epoch
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from bert_mtl.config import ModelConfig, TokenizerConfig
 from bert_mtl.tokenization import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
-from bert_mtl.checkpoints import vocab_file
-from bert_mtl.weights import fetch_weights
+from bert_mtl.weights import fetch_weights, vocab_file
 
 BUILTIN_VOCAB = Path(__file__).parent / "vocab.txt"  # 4,000 wordpieces of the built-in reviews
 

@@ -14,15 +14,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import urllib.request
 import zipfile
 from difflib import get_close_matches
 from pathlib import Path
 
 FILES = ("model.safetensors", "config.json", "vocab.txt")
-TIMEOUT_SECONDS = 60
 
 
 class WeightsError(ValueError):
@@ -52,6 +49,22 @@ def fetch_weights(uri: str, *, sha256: str | None, cache_dir: Path) -> Path:
         raise WeightsError(f"model.weights must be a URI; got {uri}. Options: {', '.join(options)}.{hint}")
     _check(folder, uri, sha256)
     return folder
+
+
+def vocab_file(folder: Path) -> Path:
+    """Returns the `vocab.txt` that came with the weights, one wordpiece a line. Raises `WeightsError` if none did."""
+    for file in (beside(folder) / "vocab.txt", folder / "assets" / "vocab.txt"):
+        if file.is_file():
+            return file
+    raise WeightsError(
+        f"model.weights must come with a vocabulary; got {folder} without vocab.txt or assets/vocab.txt. "
+        "Set tokenizer.vocab."
+    )
+
+
+def beside(folder: Path) -> Path:
+    """The folder itself, or the one that a TF1 prefix (`.../bert_model.ckpt`) lies in."""
+    return folder if folder.is_dir() else folder.parent
 
 
 def _download(uri: str, sha256: str | None, target: Path) -> Path:
@@ -133,16 +146,17 @@ def _from_huggingface(address: str, folder: Path) -> None:
 
 
 def _from_tfhub(address: str, folder: Path) -> None:
-    """What tensorflow_hub.resolve does, without the package: version 0.16 needs the pkg_resources of old setuptools."""
     endpoint = os.environ.get("TFHUB_ENDPOINT", "https://tfhub.dev").rstrip("/")
-    url = f"{endpoint}/tensorflow/{address}?tf-hub-format=compressed"
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, tempfile.TemporaryFile() as archive:
-        shutil.copyfileobj(response, archive)
-        if response.length:  # what the server announced and did not send; read(n) returns early without an error
-            raise EOFError(f"{response.length} bytes of {url} are missing")
-        archive.seek(0)
-        with tarfile.open(fileobj=archive, mode="r:gz") as files:
-            files.extractall(folder, filter="data")
+    kept = os.environ.get("TFHUB_CACHE_DIR")
+    os.environ["TFHUB_CACHE_DIR"] = str(folder.parent / "tfhub")
+    try:
+        import tensorflow_hub  # here, because it brings a second Keras along
+
+        shutil.copytree(tensorflow_hub.resolve(f"{endpoint}/tensorflow/{address}"), folder, dirs_exist_ok=True)
+    finally:
+        os.environ.pop("TFHUB_CACHE_DIR")
+        if kept is not None:
+            os.environ["TFHUB_CACHE_DIR"] = kept
 
 
 DOWNLOADS = {"pypi": _from_pypi, "hf": _from_huggingface, "tfhub": _from_tfhub}

@@ -1,33 +1,44 @@
 """Raw data -> shards and manifest.json, in parallel and streamed: `python -m data_prep.build task=imdb`.
 
-Three steps, each safe to interrupt: spool the source's rows once as lines on disk; plan parts and shuffled shards over line
-offsets; let joblib workers write one shard at a time. Memory holds offsets and one chunk of texts a worker, never the corpus.
+Three steps, each safe to interrupt: spool the source's rows once as lines on disk; plan parts and shuffled shards over
+line offsets; let joblib workers write one shard at a time. Memory holds offsets and a chunk of texts a worker, never
+the corpus.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import joblib
 import numpy as np
 from rich.progress import track
 
-from bert_mtl.config import DataConfig, PrepareConfig, SourceConfig
-from bert_mtl.records import FORMAT, SUFFIX, Manifest, PartManifest, Shard, check_shards, load_manifest, sha256
+from bert_mtl.config import PARTS, PrepareConfig, SourceConfig, TaskConfig
+from bert_mtl.records import (
+    FORMAT,
+    SUFFIX,
+    Manifest,
+    PartManifest,
+    Shard,
+    check_shards,
+    load_manifest,
+    locked,
+    sha256,
+)
 from bert_mtl.tasks import DataError
 from bert_mtl.tokenization import Tokenizer
 from bert_mtl.vocabulary import make_tokenizer
+from bert_mtl.workers import run_jobs
 from conf import entry
 from data_prep.download import download
 from data_prep.shards import ShardJob, write_shard
 from data_prep.sources import part_paths, read
 from data_prep.splits import split
-from data_prep.spool import write_spool
+from data_prep.spool import Spool, write_spool
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +50,19 @@ def build(config: PrepareConfig, name: str, tokenizer: Tokenizer) -> Path:
         DataError: the source, a row, the disk or an existing shard is not as it must be.
     """
     source = resolve_source(config, name)
-    kind = "tfrecord" if config.input.kind == "tfrecord" else "text"
-    mark = fingerprint(config, name, source, tokenizer if kind == "tfrecord" else None)
+    used = tokenizer if config.input.kind == "tfrecord" else None  # text shards are tokenised later
+    mark = fingerprint(config, name, source, used)
+    kind = "tfrecord" if used else "text"
     folder = Path(config.cache_dir) / "records" / f"{name}-{config.data.source}-{kind}-{mark[:12]}"
-    with _locked(folder):
+    with locked(folder), _swept(folder):
         if config.data.rebuild:
-            (folder / "manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(folder / "work", ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         if (folder / "manifest.json").exists():
             check_shards(folder, load_manifest(folder))
-            log.info("%s: records are up to date in %s", name, folder)
         else:
-            _build(config, name, source, mark, folder, tokenizer if kind == "tfrecord" else None)
+            _build(config, name, source, mark, folder, used)
+    for line in describe(load_manifest(folder)):
+        log.info("%s", line)
     return folder
 
 
@@ -59,9 +71,11 @@ def resolve_source(config: PrepareConfig, name: str) -> SourceConfig:
     source = config.tasks[name].sources[config.data.source]  # type: ignore[index]
     path = config.data.path or source.path
     if path is None and source.url is not None:
-        path = str(download(source.url, Path(config.cache_dir) / "downloads", checksum=source.sha256, size=source.bytes))
+        folder = Path(config.cache_dir) / "downloads"
+        path = str(download(source.url, folder, checksum=source.sha256, size=source.bytes))
     if path is None:
-        raise DataError(f"tasks.{name}.sources.{config.data.source}.path must be given where there is no url; got null.")
+        key = f"tasks.{name}.sources.{config.data.source}.path"
+        raise DataError(f"{key} must be given where there is no url; got null. Set it, or data.path.")
     return source.model_copy(update={"path": path})
 
 
@@ -70,78 +84,95 @@ def fingerprint(config: PrepareConfig, name: str, source: SourceConfig, tokenize
 
     Single files count by content, folders by the names, sizes and times of their files.
     """
-    files = {part: _file_mark(path) for part, path in part_paths(source).items()}
-    data = config.data.model_dump(include={"source", "limit", "dev_fraction", "test_fraction", "shard_size"})
-    heads = {head: settings.labels for head, settings in config.tasks[name].heads.items()}
-    marks = [FORMAT, source.format, source.columns, files, data, heads, config.seed, tokenizer and tokenizer.fingerprint]
-    return hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()
+    paths = part_paths(source)
+    marks = {path: _file_mark(path) for path in set(paths.values())}
+    facts = {
+        "format": (FORMAT, source.format, source.columns),
+        "files": {part: marks[path] for part, path in paths.items()},
+        "data": config.data.model_dump(include={"source", "limit", "dev_fraction", "test_fraction", "shard_size"}),
+        "heads": [(head, settings.labels) for head, settings in config.tasks[name].heads.items()],
+        "seed": config.seed,
+        "tokenizer": tokenizer and tokenizer.fingerprint,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _file_mark(path: Path) -> str:
-    if path.is_file():
-        return sha256(path)
-    listing = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        status = file.stat()
-        listing.update(f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return listing.hexdigest()
+    try:
+        if path.is_file():
+            return sha256(path)
+        listing = hashlib.sha256()
+        for file in sorted(path.rglob("*")):
+            status = file.lstat()
+            listing.update(f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return listing.hexdigest()
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two processes that want the same records build them once."""
+def _swept(folder: Path) -> Iterator[None]:
+    """Leaves no temporary file behind: neither a killed build's, nor one of a worker that was stopped just now."""
+
+    def sweep() -> None:
+        for file in folder.rglob(".*.tmp"):
+            file.unlink(missing_ok=True)
+
+    sweep()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        raise DataError(f"{folder} could not be written: {error.strerror or error}.") from error
+        yield
+    finally:
+        sweep()
 
 
 def _build(
     config: PrepareConfig, name: str, source: SourceConfig, mark: str, folder: Path, tokenizer: Tokenizer | None
 ) -> None:
+    """Writes all that a records folder lacks, its manifest last."""
     task, work = config.tasks[name], folder / "work"
-    work.mkdir(exist_ok=True)
-    spools = {}
-    for part in part_paths(source):
-        if part != "unsup":
-            rows = track(read(source, part, next(iter(task.heads))), f"{name}: reading {part}")
-            spools[part] = write_spool(work / f"{part}.jsonl", rows, task)
-    chosen = split({part: spool.labels for part, spool in spools.items()}, config.data, config.seed)
-    parts = {}
-    for part in ("train", "dev", "test"):
+    try:
+        spools = _spools(name, source, task, work)
+        chosen = split({part: spool.labels for part, spool in spools.items()}, config.data, config.seed)
+    except DataError:
+        shutil.rmtree(folder)  # mended, the data is another source
+        raise
+    labels = {head: settings.labels for head, settings in task.heads.items()}
+    packed = None if tokenizer is None else pickle.dumps(tokenizer)
+    jobs: dict[str, list[ShardJob]] = {}
+    for part in PARTS:
         origin, rows = chosen[part]
         count = -(-len(rows) // config.data.shard_size)
-        jobs = [
+        jobs[part] = [
             ShardJob(
-                folder / f"{part}-{number:05d}-of-{count:05d}{SUFFIX[config.input.kind]}",
-                work / f"{part}-{number:05d}-of-{count:05d}.json",
-                spools[origin].path,
-                spools[origin].offsets[piece],
-                {head: len(settings.labels) for head, settings in task.heads.items()},
-                tokenizer,
+                target=folder / f"{part}-{number:05d}-of-{count:05d}{SUFFIX[config.input.kind]}",
+                stats=work / f"{part}-{number:05d}-of-{count:05d}.json",
+                spool=spools[origin].path,
+                offsets=spools[origin].offsets[piece],
+                heads={head: len(names) for head, names in labels.items()},
+                max_length=config.tokenizer.max_length,
+                tokenizer=packed,
             )
             for number, piece in enumerate(np.array_split(rows, count))
         ]
-        run_jobs(jobs, config.data, f"{name}: writing {part}")
-        parts[part] = _summary(jobs, {head: settings.labels for head, settings in task.heads.items()})
-    manifest = Manifest(name, config.data.source, mark, tuple(task.heads), "text_b" in source.columns, parts)
+    missing = [(job,) for part in PARTS for job in jobs[part] if not job.done]
+    examples = sum(len(job.offsets) for (job,) in missing)
+    written = run_jobs(write_shard, missing, config.data, examples=examples, ordered=False)
+    for _ in track(written, f"{name}: writing", total=len(missing)):
+        pass
+    parts = {part: _summary(jobs[part], labels) for part in PARTS}
+    manifest = Manifest(name, config.data.source, mark, tuple(labels), "text_b" in source.columns, parts)
     manifest.save(folder)
     shutil.rmtree(work)
-    for line in describe(manifest):
-        log.info("%s", line)
 
 
-def run_jobs(jobs: list[ShardJob], data: DataConfig, title: str) -> None:
-    """Writes the shards that are not done yet over joblib workers, with a progress bar."""
-    missing = [job for job in jobs if not job.done]
-    workers = joblib.cpu_count() if data.workers == -1 else data.workers
-    with joblib.parallel_config(backend=data.backend, n_jobs=max(1, min(workers, len(missing)))):
-        results = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(write_shard)(job) for job in missing)
-        for _ in track(results, title, total=len(missing)):
-            pass
+def _spools(name: str, source: SourceConfig, task: TaskConfig, work: Path) -> dict[str, Spool]:
+    """The source's own parts, read and checked."""
+    work.mkdir(parents=True, exist_ok=True)
+    return {
+        part: write_spool(work / f"{part}.jsonl", track(read(source, part, task), f"{name}: reading {part}"), task)
+        for part in part_paths(source)
+        if part in PARTS
+    }
 
 
 def _summary(jobs: list[ShardJob], labels: dict[str, list[str]]) -> PartManifest:
@@ -158,12 +189,13 @@ def _summary(jobs: list[ShardJob], labels: dict[str, list[str]]) -> PartManifest
 def describe(manifest: Manifest) -> Iterator[str]:
     """One line a part: examples, label counts, lengths, and the share of truncated texts."""
     for name, part in manifest.parts.items():
-        labels = "; ".join(", ".join(f"{label} {n:,}" for label, n in counts.items()) for counts in part.labels.values())
-        line = f"{manifest.task} ({manifest.source}) {name}: {part.examples:,} examples ({labels})"
+        heads = [", ".join(f"{label} {n:,}" for label, n in counts.items()) for counts in part.labels.values()]
+        line = f"{manifest.task} ({manifest.source}) {name}: {part.examples:,} examples ({'; '.join(heads)})"
         if part.lengths:
-            tokens = np.repeat(np.arange(len(part.lengths)), part.lengths)
+            mean = np.average(np.arange(len(part.lengths)), weights=part.lengths)
+            longest = np.flatnonzero(part.lengths)[-1]
             share = part.truncated / part.examples
-            line += f", {tokens.mean():.0f} tokens on average, {tokens.max()} at most, {share:.1%} of the texts truncated"
+            line += f", {mean:.0f} tokens on average, {longest} at most, {share:.1%} of the texts truncated"
         yield line
 
 
@@ -171,8 +203,7 @@ def prepare(config: PrepareConfig) -> None:
     """Builds the records of every task of `config` and says where they are."""
     tokenizer = make_tokenizer(config.tokenizer, config.model, config.cache_dir)
     for name in config.tasks:
-        folder = build(config, name, tokenizer)
-        print("\n".join(describe(load_manifest(folder))), f"records: {folder}", sep="\n")
+        print(f"records: {build(config, name, tokenizer)}")
 
 
 def main() -> None:

@@ -1,20 +1,21 @@
 """One shard: the work of a joblib worker. Examples of a spool in, a shard file and its statistics out."""
 
+import functools
 import itertools
 import json
-import os
-from dataclasses import dataclass
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from bert_mtl.records import Shard, atomic_write, sha256, write_lines, write_records
+from bert_mtl.records import Shard, atomic_write, serialize, sha256, write_lines, write_records
 from bert_mtl.tasks import Example
-from bert_mtl.tokenization import Tokenizer
 from data_prep.spool import read_spool
 
-ROWS = 256  # texts tokenised at once: enough to keep the graph busy, little memory
+ROWS = 512  # texts tokenised at once: enough to keep the graph busy, little memory
 
 
 @dataclass(frozen=True)
@@ -26,54 +27,73 @@ class ShardJob:
     spool: Path
     offsets: np.ndarray
     heads: dict[str, int]  # head -> number of labels
-    tokenizer: Tokenizer | None  # None writes text
+    max_length: int  # of a row in tokens
+    tokenizer: bytes | None  # pickled; None writes text
 
     @property
     def done(self) -> bool:
         return self.stats.exists() and self.target.exists()
 
 
+@dataclass
+class Counts:
+    """What `manifest.json` says about examples: those of each label, those of each length, those cut."""
+
+    labels: dict[str, np.ndarray]
+    lengths: np.ndarray
+    truncated: int = 0
+
+
 def write_shard(job: ShardJob) -> None:
     """Writes the shard and then its statistics, each atomically."""
     labels = {head: np.zeros(count, int) for head, count in job.heads.items()}
-    lengths, truncated = np.zeros(0, int), 0
-    examples = read_spool(job.spool, job.offsets)
+    counts = Counts(labels, np.zeros(0 if job.tokenizer is None else job.max_length + 1, int))
+    examples = _counted(read_spool(job.spool, job.offsets), counts)
     if job.tokenizer is None:
-        write_lines(job.target, _counted(examples, labels), tuple(job.heads))
+        write_lines(job.target, examples, tuple(job.heads))
     else:
-        lengths, truncated = _write_tokenised(job, _counted(examples, labels))
+        write_records(job.target, _records(examples, counts, _serializer(job.tokenizer)))
     shard = Shard(job.target.name, len(job.offsets), job.target.stat().st_size, sha256(job.target))
     stats = {
-        "shard": shard.__dict__,
-        "labels": {head: counts.tolist() for head, counts in labels.items()},
-        "lengths": lengths.tolist(),
-        "truncated": truncated,
+        "shard": asdict(shard),
+        "labels": {head: numbers.tolist() for head, numbers in counts.labels.items()},
+        "lengths": counts.lengths.tolist(),
+        "truncated": counts.truncated,
     }
     with atomic_write(job.stats) as file:
         file.write(json.dumps(stats).encode())
 
 
-def _counted(examples, labels):
+def _counted(examples: Iterator[Example], counts: Counts) -> Iterator[Example]:
     for example in examples:
-        for head, counts in labels.items():
-            counts[example.labels[head]] += 1
+        for head, numbers in counts.labels.items():
+            numbers[example.labels[head]] += 1
         yield example
 
 
-def _write_tokenised(job: ShardJob, examples) -> tuple[np.ndarray, int]:
-    lengths, truncated = np.zeros(job.tokenizer.max_length + 1, int), 0
+def _records(examples: Iterator[Example], counts: Counts, serializer: Callable) -> Iterator[bytes]:
+    while chunk := list(itertools.islice(examples, ROWS)):
+        texts = tf.constant([example.text for example in chunk])
+        texts_b = None if chunk[0].text_b is None else tf.constant([example.text_b for example in chunk])
+        labels = {head: tf.constant([example.labels[head] for example in chunk]) for head in counts.labels}
+        records, lengths, truncated = serializer(texts, texts_b, labels)
+        counts.lengths += np.bincount(lengths.numpy(), minlength=len(counts.lengths))
+        counts.truncated += int(truncated.numpy())
+        yield from records.numpy()
 
-    def rows():
-        nonlocal lengths, truncated
-        while chunk := list(itertools.islice(examples, ROWS)):
-            texts_b = None if chunk[0].text_b is None else tf.constant([example.text_b for example in chunk])
-            encoded = job.tokenizer.encode(tf.constant([example.text for example in chunk]), texts_b)
-            ids, second = encoded.token_ids, encoded.second_start.numpy()
-            splits, values = ids.row_splits.numpy(), ids.values.numpy()
-            lengths += np.bincount(np.diff(splits), minlength=len(lengths))
-            truncated += int(encoded.truncated.numpy().sum())
-            for row, example in enumerate(chunk):
-                yield values[splits[row] : splits[row + 1]], int(second[row]), example.labels
 
-    write_records(job.target, rows())
-    return lengths, truncated
+@functools.lru_cache(maxsize=2)
+def _serializer(tokenizer: bytes) -> Callable:
+    """Texts, second texts and labels to records, row lengths and the number of truncated rows, as one graph.
+
+    Each worker process builds it once.
+    """
+    encode = pickle.loads(tokenizer).encode
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def serializer(texts: tf.Tensor, texts_b: tf.Tensor | None, labels: dict[str, tf.Tensor]) -> tuple:
+        encoded = encode(texts, texts_b)
+        records = serialize(encoded.token_ids, encoded.second_start, labels)
+        return records, encoded.token_ids.row_lengths(), tf.math.count_nonzero(encoded.truncated)
+
+    return serializer

@@ -17,20 +17,21 @@ def split(labels: dict[str, np.ndarray], data: DataConfig, seed: int) -> dict[st
     """
     random = np.random.default_rng(seed)
     chosen = {part: (part, random.permutation(len(ids))) for part, ids in sorted(labels.items())}
-    rows = chosen["train"][1]
+    total, rows = len(labels["train"]), chosen["train"][1]
     for part, fraction in (("test", data.test_fraction), ("dev", data.dev_fraction)):
         if part not in chosen:
-            taken = stratified(labels["train"][rows], fraction * len(labels["train"]))
+            taken = stratified(labels["train"][rows], fraction * total)
+            if not len(taken):
+                raise DataError(
+                    f"data.{part}_fraction must give {part} an example; got {fraction} of {total} rows."
+                )
             chosen[part] = ("train", rows[taken])
             rows = np.delete(rows, taken)
+    if not len(rows):
+        raise DataError(f"the train part must keep an example beside dev and test; got {total} in all. Give more data.")
     if data.limit is not None and data.limit < len(rows):
         rows = rows[stratified(labels["train"][rows], data.limit)]
-    chosen["train"] = ("train", rows)
-    for part, (_, picked) in chosen.items():
-        if not len(picked):
-            total = len(labels["train"])
-            raise DataError(f"the {part} part must hold an example; got none of {total}. Give more data or larger fractions.")
-    return chosen
+    return chosen | {"train": ("train", rows)}
 
 
 def stratified(labels: np.ndarray, size: float) -> np.ndarray:

@@ -16,7 +16,7 @@ from data_prep.sources import Row
 
 @dataclass(frozen=True)
 class Spool:
-    """`offsets (examples,)` of the lines in `path`, and the label ids `(examples,)` of the task's first head."""
+    """`offsets` `(examples,)` of the lines in `path`, and the label ids `(examples,)` of the task's first head."""
 
     path: Path
     offsets: np.ndarray
@@ -31,19 +31,26 @@ def write_spool(path: Path, rows: Iterable[Row], task: TaskConfig) -> Spool:
     """
     index = path.with_suffix(".npz")
     if not index.exists():
-        head, offsets, labels, position = next(iter(task.heads)), array("Q"), array("i"), 0
-        with atomic_write(path) as file:
-            for row in rows:
-                example = make_example(task, row.values, row.origin)
-                offsets.append(position)
-                labels.append(example.labels[head])
-                position += file.write(json.dumps([example.text, example.text_b, example.labels]).encode() + b"\n")
+        offsets, labels = _write(path, rows, task)
         if not offsets:
             raise DataError(f"the {path.stem} part must hold at least one example; got none.")
         with atomic_write(index) as file:
-            np.savez(file, offsets=np.asarray(offsets, np.int64), labels=np.asarray(labels, np.int32))
+            np.savez(file, offsets=np.asarray(offsets), labels=np.asarray(labels))
     with np.load(index) as saved:
         return Spool(path, saved["offsets"], saved["labels"])
+
+
+def _write(path: Path, rows: Iterable[Row], task: TaskConfig) -> tuple[array, array]:
+    """Writes the lines; returns their offsets and the label ids of the first head."""
+    head, offsets, labels, position = next(iter(task.heads)), array("Q"), array("H"), 0
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    with atomic_write(path) as file:
+        for row in rows:
+            example = make_example(task, row.values, row.origin)
+            offsets.append(position)
+            labels.append(example.labels[head])
+            position += file.write(encode([example.text, example.text_b, example.labels]).encode() + b"\n")
+    return offsets, labels
 
 
 def read_spool(path: Path, offsets: np.ndarray) -> Iterator[Example]:

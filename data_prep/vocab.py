@@ -1,19 +1,24 @@
-"""Texts in, a vocabulary out: a SentencePiece model or a WordPiece `vocab.txt`, with the special tokens at ids 0 to 4.
+"""Texts in, a vocabulary out: `python -m data_prep.vocab task=imdb output=vocab/imdb.model`.
 
+A SentencePiece model or a WordPiece `vocab.txt`, with the special tokens at ids 0 to 4.
 The same texts in the same order give the same bytes.
 """
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
 import tokenizers
 from tokenizers import models, trainers
 
+from bert_mtl.config import VocabConfig
 from bert_mtl.tokenization import SPECIAL_TOKENS, rust_splitting
+from conf import entry
 from conf.errors import ConfigError, Problem
+from data_prep.build import resolve_source
+from data_prep.sources import read
 
 
 def train_sentencepiece(
@@ -21,7 +26,8 @@ def train_sentencepiece(
 ) -> None:
     """Writes a unigram model of `vocab_size` pieces whose control symbols 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK].
 
-    The model normalises by NFKC; `lowercase` makes it fold case too. Raises ConfigError for a size the texts cannot fill.
+    The model normalises by NFKC; `lowercase` makes it fold case too. Raises ConfigError for a size that the texts
+    cannot fill.
     """
     pad, unk, cls, sep, mask = SPECIAL_TOKENS
     model = io.BytesIO()
@@ -85,3 +91,25 @@ def _write(file: Path, content: bytes) -> None:
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     unfinished.write_bytes(content)
     unfinished.replace(file)
+
+
+def texts_of(config: VocabConfig) -> Iterator[str]:
+    """The texts of the train parts of all tasks, in the sources' own order."""
+    for name, task in config.tasks.items():
+        for row in read(resolve_source(config, name), "train", next(iter(task.heads))):
+            yield from (row.values[field] for field in ("text", "text_b") if field in row.values)
+
+
+def train_vocabulary(config: VocabConfig) -> None:
+    """Trains the vocabulary of a configuration and says how to use it."""
+    train = train_sentencepiece if config.kind == "sentencepiece" else train_wordpiece
+    train(texts_of(config), config.output, config.size, lowercase=config.lowercase)
+    print(f"vocabulary: {config.output}\nuse it with tokenizer={config.kind} tokenizer.vocab={config.output}")
+
+
+def main() -> None:
+    entry.main("vocab", VocabConfig, train_vocabulary)
+
+
+if __name__ == "__main__":
+    main()

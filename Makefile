@@ -1,0 +1,45 @@
+# Every step here needs a Linux machine with Python 3.11 to 3.13 and the package index; nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= serve,dev
+RUN := $(VENV)/bin/python -m
+
+.PHONY: train test setup install lint format serve benchmarks clean
+
+train: setup  ## IMDB on the built-in reviews, from nothing to a tested model
+	$(RUN) bert_mtl.train task=imdb
+
+test: setup  ## the whole suite
+	$(RUN) pytest
+
+setup: $(VENV)/.ready  ## virtual environment, pinned dependencies, pretrained weights, built-in data
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(MAKE) install
+	$(RUN) data_prep.build task=imdb
+	touch $@
+
+install:  ## the package with EXTRAS (of cuda, serve, dev), pinned
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+
+lint: setup  ## style and types
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: setup  ## rewrites the code in the project's style
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+BUNDLE ?= bundles/imdb
+serve: setup  ## a server for BUNDLE
+	$(RUN) serving.server bundle=$(BUNDLE)
+
+benchmarks: setup  ## every claim of the README, measured
+	$(RUN) benchmarks.tokenizer
+	$(RUN) benchmarks.inputs
+	$(RUN) benchmarks.build_memory
+
+clean:  ## everything that can be made again
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info

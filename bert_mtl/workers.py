@@ -1,0 +1,69 @@
+"""joblib workers as `data.backend` and `data.workers` ask for them; a job is a function's arguments."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import joblib
+import tensorflow as tf
+
+from bert_mtl.config import DataConfig
+from conf.errors import ConfigError, Problem
+
+WORTH_A_WORKER = 8192  # examples: starting a process (TensorFlow's import) takes as long as tokenising so many, or more
+
+
+def run_jobs(
+    function: Callable, jobs: Sequence[tuple], data: DataConfig, *, examples: int, ordered: bool = True
+) -> Iterator[Any]:
+    """What `function(*job)` returns for every job; `examples` is how many there are in all of them.
+
+    With more than one worker the work begins at once, not when the first result is asked for.
+
+    Raises:
+        ConfigError: the backend is not installed.
+    """
+    workers = data.workers
+    if workers == -1 and data.backend == "loky":
+        workers = min(joblib.cpu_count(), examples // WORTH_A_WORKER)
+    if workers != -1:
+        workers = max(1, min(workers, len(jobs)))
+    backend = "sequential" if workers == 1 else data.backend
+    _prepare(backend)
+    with joblib.parallel_config(backend=backend, n_jobs=workers):
+        parallel = joblib.Parallel(return_as="generator" if ordered else "generator_unordered", batch_size=1)
+    return parallel(joblib.delayed(_on_cpu)(os.getpid(), function, job) for job in jobs)
+
+
+def _on_cpu(parent: int, function: Callable, job: tuple) -> Any:
+    """Runs a job beside a training: without its GPU, whose memory each process would reserve for itself."""
+    if os.getpid() != parent:
+        _hide_gpus()
+    with tf.device("CPU:0"):
+        return function(*job)
+
+
+@functools.cache
+def _hide_gpus() -> None:
+    tf.config.set_visible_devices([], "GPU")
+
+
+def _prepare(backend: str) -> None:
+    """Gives dask a cluster (DASK_SCHEDULER_ADDRESS names one; else this machine) and tells joblib of ray."""
+    try:
+        if backend == "dask":
+            import distributed
+
+            try:
+                distributed.get_client()
+            except ValueError:
+                distributed.Client()
+        elif backend == "ray":
+            from ray.util.joblib import register_ray
+
+            register_ray()
+    except ImportError as error:
+        package = {"dask": "dask[distributed]", "ray": "ray"}[backend]
+        rule = f"be installed (pip install '{package}': {error})"
+        raise ConfigError([Problem("data.backend", rule, backend, ("loky", "threading"))]) from None

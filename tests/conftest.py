@@ -1,0 +1,126 @@
+"""Small things that many tests build on: a vocabulary, and the configuration of a command with a tiny model."""
+
+import contextlib
+import json
+import copy
+import functools
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conf import entry
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+with contextlib.suppress(ImportError):  # the server's tests run without TensorFlow and its absl
+    import absl.logging
+
+    # When Hydra sets up the log, absl's handler closes its stream, unless it is the stderr of this very moment. That
+    # would be pytest's.
+    absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
+
+WORDS = (
+    "a an the film movie plot was is not good bad great dull fine what but and of it ok no yes one two three".split()
+)
+
+
+@pytest.fixture(scope="session")
+def vocab_file(tmp_path_factory) -> Path:
+    """A `vocab.txt` of special tokens, a few words, and single characters, so that every English text has ids."""
+    characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    pieces = [f"##{character}" for character in characters if character.isalnum()]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *pieces, *(w for w in WORDS if len(w) > 1)]
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    path.write_text("\n".join(tokens) + "\n")
+    return path
+
+
+@pytest.fixture
+def tiny_config(tmp_path, vocab_file) -> Callable:
+    """`tiny_config("prepare", "input=textline", …)`: the real tree with the tiny model, all output below `tmp_path`."""
+
+    def config(name: str, *overrides: str) -> Any:
+        own = [f"tokenizer.vocab={vocab_file}", f"cache_dir={tmp_path / 'cache'}"]
+        own += [f"run.dir={tmp_path / 'run'}"] if name == "train" else []
+        pairs = [override.split("=", 1) for override in ("model=tiny", *own, *overrides)]
+        is_group = {key: (entry.CONF_DIR / key).is_dir() for key, _ in pairs}
+        values = copy.deepcopy(_composed(name, tuple("=".join(pair) for pair in pairs if is_group[pair[0]])))
+        for key, value in pairs:
+            if not is_group[key]:
+                *path, last = key.split(".")
+                functools.reduce(dict.__getitem__, path, values)[last] = yaml.safe_load(value)
+        return entry.validate(values, _schema(name))
+
+    return config
+
+
+@functools.cache
+def _composed(name: str, groups: tuple[str, ...]) -> dict:
+    """Composing takes a third of a second, setting values nothing."""
+    return entry.compose(name, groups, _schema(name)).model_dump(mode="json")
+
+
+def _schema(name: str) -> type[entry.Schema]:
+    from bert_mtl import config
+
+    return getattr(config, f"{name.title()}Config")
+
+
+@pytest.fixture(autouse=True)
+def log_untouched() -> Iterator[None]:
+    """Takes Hydra's log handlers away again: they write to the output of the test that set them up."""
+    log = logging.getLogger()
+    level, handlers = log.level, list(log.handlers)
+    yield
+    log.setLevel(level)
+    for handler in set(log.handlers) - set(handlers):
+        log.removeHandler(handler)
+
+
+def write_toy_task(folder: Path) -> list[str]:
+    """An easy task in `folder` (the word good or bad decides) and the overrides that name it."""
+    fill = random.Random(3)
+    for part, count in (("train", 96), ("dev", 32), ("test", 32)):
+        rows = []
+        for number in range(count):
+            label = ("neg", "pos")[number % 2]
+            words = fill.choices(["the", "film", "plot", "movie", "was", "a", "it"], k=fill.randint(3, 12))
+            words.insert(fill.randrange(len(words)), {"neg": "bad", "pos": "good"}[label])
+            rows.append(json.dumps({"text": " ".join(words), "label": label}))
+        (folder / f"{part}.jsonl").write_text("\n".join(rows) + "\n")
+    return ["tasks.imdb.sources.sample.format=jsonl", f"tasks.imdb.sources.sample.path='{folder}/{{part}}.jsonl'"]
+
+
+@pytest.fixture(scope="session")
+def toy_options(tmp_path_factory, vocab_file) -> list[str]:
+    """Overrides of `bert_mtl.train` for a tiny model on the toy task."""
+    folder = tmp_path_factory.mktemp("toy")
+    return [
+        *write_toy_task(folder),
+        "tasks.imdb.sources.sample.columns={text: text, imdb: label}",
+        "model=tiny",
+        f"tokenizer.vocab={vocab_file}",
+        "tokenizer.max_length=32",
+        "input.pad_to=16",
+        f"cache_dir={folder}/cache",
+        "optimizer.learning_rate=1e-2",
+        "train.epochs=6",
+    ]
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_options, tmp_path_factory) -> Path:
+    """The folder of a finished run on the toy task."""
+    from bert_mtl.config import TrainConfig
+    from bert_mtl.train import train
+
+    folder = tmp_path_factory.mktemp("run")
+    train(entry.compose("train", [*toy_options, f"run.dir={folder}"], TrainConfig))
+    return folder
