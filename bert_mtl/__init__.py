@@ -4,12 +4,17 @@
     >>> bert_mtl.load("runs/imdb-20261123-061500").predict(["What a film!"])
 """
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bert_mtl.predict import Predictor
 
 __all__ = ["load"]
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own chatter at import
+# XLA's Triton kernels gave NaN gradients in bf16 on an H200 (docs/decisions.md); flags of the user's own come last and win.
+os.environ["XLA_FLAGS"] = f"--xla_gpu_enable_triton_gemm=false {os.environ.get('XLA_FLAGS', '')}"
 
 
 def load(run: str) -> "Predictor":

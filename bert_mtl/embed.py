@@ -15,7 +15,7 @@ from bert_mtl.config import EmbedConfig
 from bert_mtl.heads import first_states, mean_states
 from bert_mtl.input_pipeline import text_batches
 from bert_mtl.multitask import model_inputs
-from bert_mtl.predict import CHUNK, PAD_TO, Predictor
+from bert_mtl.predict import CHUNK, PAD_TO, TEXTS_DIR, Predictor
 from bert_mtl.records import atomic_write
 from conf import entry
 from conf.errors import ConfigError, Problem
@@ -110,7 +110,7 @@ def _write_parquet(path: Path, chunks: Iterator[tuple[list[str], np.ndarray]]) -
 
 
 def main() -> None:
-    entry.main("embed", EmbedConfig, embed)
+    entry.main("embed", EmbedConfig, embed, config_dir=TEXTS_DIR)
 
 
 if __name__ == "__main__":

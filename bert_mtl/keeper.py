@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.optimization import averaged_weights
-from bert_mtl.runs import Run, everything_of, load_variables, part_metrics, read_facts, save_variables, weights_of
+from bert_mtl.runs import Run, RunError, everything_of, load_variables, part_metrics, read_facts, save_variables, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,11 @@ class Keeper(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
+        if not np.isfinite(logs["loss"]):
+            raise RunError(
+                f"the loss must stay finite; got {logs['loss']} at step {self.step}. Lower optimizer.learning_rate or set "
+                f"optimizer.clip_norm; the last good state is in {self.run.state}."
+            )
         if self.step % self.settings.save_every == 0 and self.step % self.steps_per_epoch:
             self.save()
 

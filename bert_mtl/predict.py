@@ -19,6 +19,7 @@ from data_prep.sources import read_texts
 
 CHUNK = 1024  # texts held at once when a file is streamed; sorted by length inside
 PAD_TO = 32
+TEXTS_DIR = entry.CONF_DIR / "texts"  # a tree of its own, where `input` is a file and not the group of tf.data inputs
 
 
 class Predictor:
@@ -81,7 +82,7 @@ def predict(config: PredictConfig) -> None:
 
 
 def main() -> None:
-    entry.main("predict", PredictConfig, predict)
+    entry.main("predict", PredictConfig, predict, config_dir=TEXTS_DIR)
 
 
 if __name__ == "__main__":

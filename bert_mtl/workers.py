@@ -1,7 +1,8 @@
 """joblib workers as `data.backend` and `data.workers` ask for them; a job is a function's arguments."""
 
 import functools
-import os
+import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,17 +32,27 @@ def run_jobs(
         workers = max(1, min(workers, len(jobs)))
     backend = "sequential" if workers == 1 else data.backend
     _prepare(backend)
+    streamed = "generator" if ordered else "generator_unordered"
     with joblib.parallel_config(backend=backend, n_jobs=workers):
-        parallel = joblib.Parallel(return_as="generator" if ordered else "generator_unordered", batch_size=1)
-    return parallel(joblib.delayed(_on_cpu)(os.getpid(), function, job) for job in jobs)
+        # ray's backend cannot stream
+        parallel = joblib.Parallel(return_as="list" if backend == "ray" else streamed, batch_size=1)
+    if backend in ("sequential", "threading"):
+        return parallel(joblib.delayed(_on_cpu)(function, job) for job in jobs)
+    return iter(parallel(joblib.delayed(_in_process)(pickle.dumps((function, job))) for job in jobs))
 
 
-def _on_cpu(parent: int, function: Callable, job: tuple) -> Any:
-    """Runs a job beside a training: without its GPU, whose memory each process would reserve for itself."""
-    if os.getpid() != parent:
-        _hide_gpus()
+def _on_cpu(function: Callable, job: tuple) -> Any:
     with tf.device("CPU:0"):
         return function(*job)
+
+
+def _in_process(pickled: bytes) -> Any:
+    """Runs a job in a process of its own: without the GPU, whose memory each process would reserve for itself.
+
+    The job travels pickled because a tokenizer that joblib unpickled would start TensorFlow, GPU and all, before this.
+    """
+    _hide_gpus()
+    return _on_cpu(*pickle.loads(pickled))
 
 
 @functools.cache
@@ -55,6 +66,7 @@ def _prepare(backend: str) -> None:
         if backend == "dask":
             import distributed
 
+            logging.getLogger("distributed").setLevel(logging.WARNING)
             try:
                 distributed.get_client()
             except ValueError:

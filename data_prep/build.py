@@ -13,11 +13,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.progress import track
 
-from bert_mtl.config import PARTS, PrepareConfig, SourceConfig, TaskConfig
+from bert_mtl.config import PARTS, PrepareConfig, SourceConfig, TaskConfig, VocabConfig
 from bert_mtl.records import (
     FORMAT,
     SUFFIX,
@@ -41,6 +42,7 @@ from data_prep.splits import split
 from data_prep.spool import Spool, write_spool
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def build(config: PrepareConfig, name: str, tokenizer: Tokenizer) -> Path:
@@ -66,7 +68,7 @@ def build(config: PrepareConfig, name: str, tokenizer: Tokenizer) -> Path:
     return folder
 
 
-def resolve_source(config: PrepareConfig, name: str) -> SourceConfig:
+def resolve_source(config: PrepareConfig | VocabConfig, name: str) -> SourceConfig:
     """The chosen source of a task with its path settled: data.path, the source's own, or the download's."""
     source = config.tasks[name].sources[config.data.source]  # type: ignore[index]
     path = config.data.path or source.path
@@ -157,8 +159,9 @@ def _build(
     missing = [(job,) for part in PARTS for job in jobs[part] if not job.done]
     examples = sum(len(job.offsets) for (job,) in missing)
     written = run_jobs(write_shard, missing, config.data, examples=examples, ordered=False)
-    for _ in track(written, f"{name}: writing", total=len(missing)):
-        pass
+    with _bar(written, f"{name}: writing", len(missing)) as progress:
+        for _ in progress:
+            pass
     parts = {part: _summary(jobs[part], labels) for part in PARTS}
     manifest = Manifest(name, config.data.source, mark, tuple(labels), "text_b" in source.columns, parts)
     manifest.save(folder)
@@ -168,11 +171,22 @@ def _build(
 def _spools(name: str, source: SourceConfig, task: TaskConfig, work: Path) -> dict[str, Spool]:
     """The source's own parts, read and checked."""
     work.mkdir(parents=True, exist_ok=True)
-    return {
-        part: write_spool(work / f"{part}.jsonl", track(read(source, part, task), f"{name}: reading {part}"), task)
-        for part in part_paths(source)
-        if part in PARTS
-    }
+    spools = {}
+    for part in part_paths(source):
+        if part in PARTS:
+            with _bar(read(source, part, task), f"{name}: reading {part}") as rows:
+                spools[part] = write_spool(work / f"{part}.jsonl", rows, task)
+    return spools
+
+
+@contextmanager
+def _bar(steps: Iterator[T], title: str, total: int | None = None) -> Iterator[Iterator[T]]:
+    """The steps under a progress bar, which has a thread of its own: it ends with the block, whatever happens there."""
+    tracked: Any = track(steps, title, total=total)
+    try:
+        yield tracked
+    finally:
+        tracked.close()
 
 
 def _summary(jobs: list[ShardJob], labels: dict[str, list[str]]) -> PartManifest:

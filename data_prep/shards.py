@@ -52,7 +52,7 @@ def write_shard(job: ShardJob) -> None:
     if job.tokenizer is None:
         write_lines(job.target, examples, tuple(job.heads))
     else:
-        write_records(job.target, _records(examples, counts, _serializer(job.tokenizer)))
+        write_records(job.target, _records(job, examples, counts))
     shard = Shard(job.target.name, len(job.offsets), job.target.stat().st_size, sha256(job.target))
     stats = {
         "shard": asdict(shard),
@@ -71,29 +71,32 @@ def _counted(examples: Iterator[Example], counts: Counts) -> Iterator[Example]:
         yield example
 
 
-def _records(examples: Iterator[Example], counts: Counts, serializer: Callable) -> Iterator[bytes]:
+def _records(job: ShardJob, examples: Iterator[Example], counts: Counts) -> Iterator[bytes]:
     while chunk := list(itertools.islice(examples, ROWS)):
-        texts = tf.constant([example.text for example in chunk])
-        texts_b = None if chunk[0].text_b is None else tf.constant([example.text_b for example in chunk])
-        labels = {head: tf.constant([example.labels[head] for example in chunk]) for head in counts.labels}
-        records, lengths, truncated = serializer(texts, texts_b, labels)
+        texts = [example.text for example in chunk]
+        texts_b = [example.text_b for example in chunk if example.text_b is not None]
+        labels = {head: tf.constant([example.labels[head] for example in chunk]) for head in job.heads}
+        columns = [tf.constant(column) for column in (texts, texts_b) if column]
+        serializer = _serializer(job.tokenizer, len(columns), tuple(job.heads))
+        records, lengths, truncated = serializer(columns, labels)
         counts.lengths += np.bincount(lengths.numpy(), minlength=len(counts.lengths))
         counts.truncated += int(truncated.numpy())
         yield from records.numpy()
 
 
 @functools.lru_cache(maxsize=2)
-def _serializer(tokenizer: bytes) -> Callable:
-    """Texts, second texts and labels to records, row lengths and the number of truncated rows, as one graph.
+def _serializer(tokenizer: bytes, texts: int, heads: tuple[str, ...]) -> Callable:
+    """One or two columns of texts, and labels, to records, row lengths and the number of truncated rows.
 
-    Each worker process builds it once.
+    It is a graph that every process builds once.
     """
     encode = pickle.loads(tokenizer).encode
 
-    @tf.function(reduce_retracing=True, autograph=False)
-    def serializer(texts: tf.Tensor, texts_b: tf.Tensor | None, labels: dict[str, tf.Tensor]) -> tuple:
-        encoded = encode(texts, texts_b)
+    def serializer(texts: list[tf.Tensor], labels: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        encoded = encode(*texts)
         records = serialize(encoded.token_ids, encoded.second_start, labels)
         return records, encoded.token_ids.row_lengths(), tf.math.count_nonzero(encoded.truncated)
 
-    return serializer
+    columns = [tf.TensorSpec((None,), tf.string)] * texts
+    labels = {head: tf.TensorSpec((None,), tf.int32) for head in heads}
+    return tf.function(serializer, input_signature=[columns, labels], autograph=False)

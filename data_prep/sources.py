@@ -198,9 +198,7 @@ def _table(path: Path, columns: dict[str, str], delimiter: str, optional: str | 
                 yield Row({field: values[place] for field, place in places.items()}, origin)
             elif values:
                 hint = "" if delimiter == "\t" else ' A value that holds a comma is written in "quotes".'
-                raise DataError(
-                    f"{origin}: a row must have {len(header)} values as line 1; got {len(values)}.{hint}"
-                )
+                raise DataError(f"{origin}: a row must have {len(header)} values as line 1; got {len(values)}.{hint}")
     except csv.Error as error:
         raise DataError(f"{path.name}:{reader.line_num}: the row must be valid CSV; {error}.") from None
 

@@ -22,9 +22,7 @@ def split(labels: dict[str, np.ndarray], data: DataConfig, seed: int) -> dict[st
         if part not in chosen:
             taken = stratified(labels["train"][rows], fraction * total)
             if not len(taken):
-                raise DataError(
-                    f"data.{part}_fraction must give {part} an example; got {fraction} of {total} rows."
-                )
+                raise DataError(f"data.{part}_fraction must give {part} an example; got {fraction} of {total} rows.")
             chosen[part] = ("train", rows[taken])
             rows = np.delete(rows, taken)
     if not len(rows):

@@ -96,7 +96,7 @@ def _write(file: Path, content: bytes) -> None:
 def texts_of(config: VocabConfig) -> Iterator[str]:
     """The texts of the train parts of all tasks, in the sources' own order."""
     for name, task in config.tasks.items():
-        for row in read(resolve_source(config, name), "train", next(iter(task.heads))):
+        for row in read(resolve_source(config, name), "train", task):
             yield from (row.values[field] for field in ("text", "text_b") if field in row.values)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -254,10 +255,12 @@ def leftovers(config: PrepareConfig) -> list[str]:
 def test_a_wrong_row_is_named_and_nothing_stays_behind(config, tmp_path, rows, said):
     with open(tmp_path / "rows.jsonl", "a") as file:
         file.write(rows + "\n")
+    threads = threading.active_count()
     with pytest.raises(DataError) as caught:
         built(config())
     assert str(caught.value).startswith(said)
     assert leftovers(config()) == []
+    assert threading.active_count() == threads, "the progress bar still runs"
 
 
 def test_an_empty_file_and_one_row_are_refused(config, tmp_path):
@@ -334,7 +337,7 @@ def test_a_full_disk_keeps_what_is_whole_and_room_finishes_it(config, tmp_path, 
     write_rows(tmp_path / "rows.jsonl", text="the film {} " + "is good " * 200)
     small = config(f"cache_dir={small_disk}", "data.shard_size=8", "tokenizer.max_length=512")
     ballast = small_disk / "ballast"
-    ballast.write_bytes(b"x" * 850_000)  # the spool of 100 KB fits, the shards do not
+    ballast.write_bytes(b"x" * ((1 << 20) - 150_000))  # the spool of 110 KB fits, not all shards and their statistics
     with pytest.raises(DataError, match=r"could not be written: .*No space left on device"):
         built(small)
     left = leftovers(small)
@@ -350,8 +353,8 @@ def test_a_full_disk_keeps_what_is_whole_and_room_finishes_it(config, tmp_path, 
 
 def begin(tmp_path: Path, vocab_file: Path, workers: int) -> tuple[subprocess.Popen, list[str]]:
     """Starts a build of many small shards, and waits until a few of them are there."""
-    path = write_rows(tmp_path / "many.jsonl", count=20_000)
-    settings = ["data=full", "tasks.imdb.sources.full.format=jsonl", f"data.path={path}", "data.shard_size=50"]
+    path = write_rows(tmp_path / "many.jsonl", count=8_000)
+    settings = ["data=full", "tasks.imdb.sources.full.format=jsonl", f"data.path={path}", "data.shard_size=20"]
     settings += ["model=tiny", f"tokenizer.vocab={vocab_file}", f"data.workers={workers}"]
     command = [sys.executable, "-m", "data_prep.build", *settings, f"cache_dir={tmp_path / 'cache'}"]
     root = Path(building.__file__).parents[1]
