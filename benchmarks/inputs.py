@@ -3,10 +3,9 @@
     python -m benchmarks.inputs
 
 The plain one is what a first program does: a Python generator that reads a line, tokenises the text with the Rust
-library
-and yields one example, then `padded_batch`. Reads 20,000 IMDB reviews from the folder BERT_MTL_SHARED, else the
-built-in sample, repeated. The four take turns; the median of the rounds counts. The first round, which starts the workers and
-builds the graphs, is left out.
+library and yields one example, then `padded_batch`. Reads 20,000 IMDB reviews from the folder BERT_MTL_SHARED, else the
+built-in sample, repeated. The four take turns; the median of the rounds counts, without the first one, which starts the
+workers and builds the graphs.
 """
 
 import json

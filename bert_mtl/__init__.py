@@ -1,7 +1,7 @@
 """Multi-task BERT text classification on TensorFlow.
 
-    >>> import bert_mtl
-    >>> bert_mtl.load("runs/imdb-20261123-061500").predict(["What a film!"])
+>>> import bert_mtl
+>>> bert_mtl.load("runs/imdb-20261123-061500").predict(["What a film!"])
 """
 
 import os
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own chatter at import
-# XLA's Triton kernels gave NaN gradients in bf16 on an H200 (docs/decisions.md); flags of the user's own come last and win.
+# XLA's Triton kernels gave NaN gradients in bf16 on an H200 (docs/decisions.md); flags of the user's own win.
 os.environ["XLA_FLAGS"] = f"--xla_gpu_enable_triton_gemm=false {os.environ.get('XLA_FLAGS', '')}"
 
 

@@ -15,7 +15,9 @@ PARTS = ("train", "dev", "test")
 Part = Literal["train", "dev", "test"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
-OmegaConf.register_new_resolver("first", lambda *values: next(value for value in values if value is not None), replace=True)
+OmegaConf.register_new_resolver(
+    "first", lambda *values: next(value for value in values if value is not None), replace=True
+)
 OmegaConf.register_new_resolver("task_names", lambda tasks: "+".join(tasks), replace=True)
 
 
@@ -255,11 +257,12 @@ def _task_problems(tasks: dict[str, TaskConfig], data: DataConfig) -> list[Probl
                 found.append(Problem(f"{key}.heads.{head}.class_weights", rule, weights))
             if heads.count(head) > 1:
                 found.append(Problem(f"{key}.heads", "have names no other task uses", head))
-        for source, config in task.sources.items():
-            fields = ("text", "text_b", *task.heads)
-            for field in config.columns:
-                if field not in fields:
-                    found.append(Problem(f"{key}.sources.{source}.columns", "name known fields", field, fields))
+        fields = ("text", "text_b", *task.heads)
+        for name_of_source, source in task.sources.items():
+            unknown = [field for field in source.columns if field not in fields]
+            found += [
+                Problem(f"{key}.sources.{name_of_source}.columns", "name known fields", u, fields) for u in unknown
+            ]
     if data.path is not None and len(tasks) > 1:
         found.append(Problem("data.path", "be null with several tasks (set tasks.<name>.sources.full.path)", data.path))
     if data.path is not None and data.source == "sample":

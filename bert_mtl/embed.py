@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -51,21 +52,22 @@ class Embedder:
         if wrong := [layer for layer in layers if not -count <= layer < count]:
             raise ConfigError([Problem("layers", f"be between {-count} and {count - 1}", wrong[0])])
         self.predictor, self.layers, self.pooling = predictor, layers, pooling
+        self.dimensions = predictor.model.encoder.config.hidden_dim * len(layers) * (2 if pooling == "mean_max" else 1)
         self._forward = tf.function(self._vectors, reduce_retracing=True)
 
     def embed(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
         """`(texts, dimensions)` float32."""
-        vectors = None
+        vectors = np.zeros((len(texts), self.dimensions), np.float32)
         for batch in text_batches(self.predictor.run.tokenizer, texts, None, batch_size, PAD_TO):
             real = batch["weight"] > 0
-            rows = self._forward(model_inputs(batch)).numpy()[real]
-            vectors = np.zeros((len(texts), rows.shape[1]), np.float32) if vectors is None else vectors
-            vectors[batch["index"][real]] = rows
+            vectors[batch["index"][real]] = self._forward(model_inputs(batch)).numpy()[real]
         return vectors
 
     def _vectors(self, inputs):
         states = self.predictor.model.encoder.hidden_states(inputs)
-        chosen = [pool(states[layer], inputs["segment_ids"], inputs["first_token"], self.pooling) for layer in self.layers]
+        chosen = [
+            pool(states[layer], inputs["segment_ids"], inputs["first_token"], self.pooling) for layer in self.layers
+        ]
         return tf.concat([tf.cast(vector, tf.float32) for vector in chosen], axis=-1)
 
 
@@ -76,37 +78,38 @@ def embed(config: EmbedConfig) -> None:
     chunks = iter(partial(lambda source: list(itertools.islice(source, CHUNK)), rows), [])
     vectors = ((texts, embedder.embed(texts, config.batch_size)) for texts in chunks)
     target = Path(config.output)
-    shape = _write_numpy(target, vectors) if target.suffix == ".npy" else _write_parquet(target, vectors)
-    print(f"{shape[0]} vectors of {shape[1]} numbers: {target}")
+    write = _write_numpy if target.suffix == ".npy" else _write_parquet
+    count = write(target, vectors, embedder.dimensions)
+    print(f"{count} vectors of {embedder.dimensions} numbers: {target}")
 
 
-def _write_numpy(path: Path, chunks: Iterator[tuple[list[str], np.ndarray]]) -> tuple[int, int]:
-    """Streams rows behind a header written last: only then is their number known."""
-    rows = dimensions = 0
+def _write_numpy(path: Path, chunks: Iterator[tuple[list[str], np.ndarray]], dimensions: int) -> int:
+    """Streams rows behind a header that is written again at the end, when their number is known."""
+    rows = 0
     with atomic_write(path) as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**15, 10**6)})
-        room = file.tell()
+        _numpy_header(file, 10**15, dimensions)
         for _, vectors in chunks:
             file.write(vectors.astype("<f4").tobytes())
-            rows, dimensions = rows + len(vectors), vectors.shape[1]
+            rows += len(vectors)
         file.seek(0)
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, dimensions)})
-        assert file.tell() == room  # headers are padded to a multiple of 64 bytes
-    return rows, dimensions
+        _numpy_header(file, rows, dimensions)
+    return rows
 
 
-def _write_parquet(path: Path, chunks: Iterator[tuple[list[str], np.ndarray]]) -> tuple[int, int]:
-    rows, writer = 0, None
-    with atomic_write(path) as file:
+def _numpy_header(file: IO[bytes], rows: int, dimensions: int) -> None:
+    """NumPy leaves room for 20 digits of the first dimension, so every header of one array has the same length."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, dimensions)})
+
+
+def _write_parquet(path: Path, chunks: Iterator[tuple[list[str], np.ndarray]], dimensions: int) -> int:
+    rows, vector = 0, pa.list_(pa.float32(), dimensions)
+    schema = pa.schema({"text": pa.string(), "vector": vector})
+    with atomic_write(path) as file, pq.ParquetWriter(file, schema) as writer:
         for texts, vectors in chunks:
-            kind = pa.list_(pa.float32(), vectors.shape[1])
-            values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind)
-            table = pa.table({"text": pa.array(texts), "vector": values})
-            writer = writer or pq.ParquetWriter(file, table.schema)
-            writer.write_table(table)
+            values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=vector)
+            writer.write_table(pa.table({"text": pa.array(texts, pa.string()), "vector": values}, schema=schema))
             rows += len(texts)
-        writer.close()
-    return rows, vectors.shape[1]
+    return rows
 
 
 def main() -> None:

@@ -75,7 +75,9 @@ def baseline_logits(texts: list[str], labels: np.ndarray, asked: list[str], coun
     Returns:
         `(asked, count)` log-probabilities; labels without a training example get a very small one.
     """
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
+    )
     probs = model.fit(texts, labels).predict_proba(asked)
     logits = np.full((len(asked), count), -30.0)
     logits[:, model[-1].classes_] = np.log(np.maximum(probs, 1e-13))

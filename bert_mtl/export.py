@@ -1,7 +1,7 @@
 """A run as a bundle that a server answers from: `python -m bert_mtl.export run=… bundle=…`.
 
-The bundle holds a SavedModel with two signatures (`text` and `ids`), the tokenizer for servers without TensorFlow, and a
-manifest with the labels, the metrics and a SHA-256 of every file.
+The bundle holds a SavedModel with two signatures (`text` and `ids`), the tokenizer for servers without TensorFlow, and
+a manifest with the labels, the metrics and a SHA-256 of every file.
 """
 
 import json

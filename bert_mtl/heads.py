@@ -1,4 +1,4 @@
-"""From token states to answers: how an example's states become one vector, and the layer and loss of each kind of head."""
+"""From token states to logits: how an example's states become one vector; the layer and the loss of each kind."""
 
 import keras
 import numpy as np
@@ -31,7 +31,7 @@ def first_states(states, first_token):
 
 
 class ClassificationHead(layers.Layer):
-    """Dropout and one dense layer: example vectors `(examples, hidden_dim)` to logits `(examples, labels)` in float32."""
+    """Dropout and a dense layer: vectors `(examples, hidden_dim)` to logits `(examples, labels)`, in float32."""
 
     def __init__(self, hidden_dim: int, labels: int, dropout: float, *, seed: int, name: str):
         super().__init__(name=name, dtype="float32")
@@ -69,7 +69,7 @@ class ClassificationLoss(keras.losses.Loss):
 
 
 def class_weights(head: HeadConfig, counts: dict[str, int]) -> np.ndarray:
-    """`(labels,)` weights: the configured ones, ones, or `balanced`: inverse frequency with mean 1 over the train part."""
+    """`(labels,)` weights: the configured ones, ones, or `balanced`: inverse frequency, of mean 1 over train."""
     if head.class_weights == "balanced":
         present = np.array([max(counts[label], 1) for label in head.labels], np.float32)
         return present.sum() / (len(present) * present)

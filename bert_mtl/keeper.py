@@ -10,7 +10,16 @@ import numpy as np
 
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.optimization import averaged_weights
-from bert_mtl.runs import Run, RunError, everything_of, load_variables, part_metrics, read_facts, save_variables, weights_of
+from bert_mtl.runs import (
+    Run,
+    RunError,
+    everything_of,
+    load_variables,
+    part_metrics,
+    read_facts,
+    save_variables,
+    weights_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +62,8 @@ class Keeper(keras.callbacks.Callback):
         self.step += 1
         if not np.isfinite(logs["loss"]):
             raise RunError(
-                f"the loss must stay finite; got {logs['loss']} at step {self.step}. Lower optimizer.learning_rate or set "
-                f"optimizer.clip_norm; the last good state is in {self.run.state}."
+                f"the loss must stay finite; got {logs['loss']} at step {self.step}. "
+                f"Lower optimizer.learning_rate or set optimizer.clip_norm; the last good state is in {self.run.state}."
             )
         if self.step % self.settings.save_every == 0 and self.step % self.steps_per_epoch:
             self.save()
@@ -63,7 +72,9 @@ class Keeper(keras.callbacks.Callback):
         seconds = time.perf_counter() - self.started
         with averaged_weights(self.model):
             dev = part_metrics(self.model, self.dev)
-            self.epochs.append({"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "dev": dev, "seconds": seconds})
+            self.epochs.append(
+                {"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "dev": dev, "seconds": seconds}
+            )
             if self.settings.select == "last" or score(dev) > max(map(_dev_score, self.epochs[:-1]), default=-np.inf):
                 self.best = epoch
                 save_variables(self.run.weights, weights_of(self.model))
@@ -71,7 +82,7 @@ class Keeper(keras.callbacks.Callback):
         self.stop = self.settings.patience is not None and epoch - self.best >= self.settings.patience
         self.model.stop_training = self.stop
         self.save()
-        self.track({f"{name}": value for name, value in logs.items()}, self.step)
+        self.track(dict(logs), self.step)
         log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
 
     def save(self) -> None:

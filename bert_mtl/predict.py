@@ -46,7 +46,9 @@ class Predictor:
                 raise DataError(f"texts[{place}] must not be empty; got {text!r}.")
         if not texts:
             return []
-        answers = {name: decode(self.heads[name], rows) for name, rows in self.logits(texts, texts_b, batch_size).items()}
+        answers = {
+            name: decode(self.heads[name], rows) for name, rows in self.logits(texts, texts_b, batch_size).items()
+        }
         return [dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)]
 
     def logits(self, texts: Sequence[str], texts_b: Sequence[str] | None, batch_size: int) -> dict[str, np.ndarray]:
@@ -59,7 +61,7 @@ class Predictor:
         return found
 
 
-def predict_file(predictor: Predictor, rows: Iterable[tuple[dict, str]], batch_size: int) -> Iterator[dict]:
+def predict_rows(predictor: Predictor, rows: Iterable[tuple[dict, str]], batch_size: int) -> Iterator[dict]:
     """Answers of a stream of rows (`text`, perhaps `text_b`), in order, `CHUNK` at a time."""
     rows = iter(rows)
     while chunk := [values for values, _ in itertools.islice(rows, CHUNK)]:
@@ -73,12 +75,16 @@ def predict(config: PredictConfig) -> None:
     predictor = Predictor(config.run)
     if config.text is not None:
         print(json.dumps(predictor.predict([config.text])[0], ensure_ascii=False))
-        return
-    with atomic_write(Path(config.output)) as file:
-        answers = predict_file(predictor, read_texts(Path(config.input)), config.batch_size)
+    elif config.input is not None and config.output is not None:
+        _predict_file(predictor, Path(config.input), Path(config.output), config.batch_size)
+
+
+def _predict_file(predictor: Predictor, source: Path, target: Path, batch_size: int) -> None:
+    with atomic_write(target) as file:
+        answers = predict_rows(predictor, read_texts(source), batch_size)
         for answer in track(answers, "predicting"):
             file.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
-    print(f"answers: {config.output}")
+    print(f"answers: {target}")
 
 
 def main() -> None:

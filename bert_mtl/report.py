@@ -45,7 +45,8 @@ def by_length(right: np.ndarray, lengths: np.ndarray) -> list[dict]:
     order = np.argsort(lengths, kind="stable")
     groups = [group for group in np.array_split(order, 4) if len(group)]
     return [
-        {"up_to": int(lengths[group[-1]]), "examples": len(group), "accuracy": float(right[group].mean())} for group in groups
+        {"up_to": int(lengths[group[-1]]), "examples": len(group), "accuracy": float(right[group].mean())}
+        for group in groups
     ]
 
 

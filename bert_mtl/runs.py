@@ -1,16 +1,18 @@
 """A run's folder: what a training writes, and how it is read again.
 
-    config.yaml  train.log  metrics.json  tokenizer/  weights.safetensors (the selected epoch's)  state.safetensors (to resume)
+    config.yaml  encoder.json  tokenizer/  train.log  metrics.json
+    weights.safetensors  the selected epoch's
+    state.safetensors    what it takes to resume
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from omegaconf import OmegaConf
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
@@ -22,6 +24,7 @@ from bert_mtl.multitask import MultiTaskModel, answer_part, make_model
 from bert_mtl.records import atomic_write
 from bert_mtl.tasks import metrics
 from bert_mtl.tokenization import Tokenizer, load_tokenizer
+from bert_mtl.weights import WeightsError
 from conf.entry import validate
 
 
@@ -53,29 +56,41 @@ def open_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / "config.yaml").exists():
         near = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))[-5:]
-        raise RunError(f"run must be a folder that bert_mtl.train wrote; got {folder}. Options: {', '.join(near) or 'none'}.")
-    config = validate(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), TrainConfig)
+        raise RunError(
+            f"run must be a folder that bert_mtl.train wrote; got {folder}. Options: {', '.join(near) or 'none'}."
+        )
+    config = validate(yaml.safe_load((folder / "config.yaml").read_text()), TrainConfig)
     return Run(folder, config, load_tokenizer(folder / "tokenizer"))
 
 
 def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, encoder: EncoderConfig) -> Run:
-    """Writes all of a run but its weights, so that it can be opened and resumed from now on."""
+    """Writes all of a run but its weights, so that it can be opened and resumed from now on.
+
+    Raises:
+        RunError: the folder holds a run already.
+    """
+    if (folder / "config.yaml").exists():
+        raise RunError(
+            f"run.dir must be a new folder; got {folder}, which holds a run. Go on with run.resume={folder}."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder / "tokenizer")
     with atomic_write(folder / "encoder.json") as file:
         file.write(json.dumps(encoder.__dict__, indent=1).encode())
     with atomic_write(folder / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json", by_alias=True))).encode())
+        file.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
     return Run(folder, config, tokenizer)
 
 
 def encoder_config(model: ModelConfig, weights: Path | None, vocab_size: int) -> EncoderConfig:
     """Sizes of the encoder: those of the pretrained weights, or the configured ones for a new model."""
-    extra = {"dropout": model.dropout, "attention_dropout": model.dropout, "pooler": model.pooling == "cls"}
-    if weights is None:
-        assert model.size is not None  # the schema sees to it
-        return EncoderConfig(vocab_size=vocab_size, **model.size.model_dump(), **extra)
-    return EncoderConfig(**(read_encoder_config(weights).__dict__ | extra))
+    sizes = read_encoder_config(weights) if weights is not None else None
+    if model.size is not None:
+        sizes = EncoderConfig(vocab_size=vocab_size, **model.size.model_dump())
+    if sizes is None:
+        raise WeightsError(f"model.weights must tell the sizes of BERT; got {weights} without them. Set model.size.")
+    dropout = model.dropout
+    return replace(sizes, dropout=dropout, attention_dropout=dropout, pooler=model.pooling == "cls")
 
 
 def load_model(run: Run) -> MultiTaskModel:
@@ -110,14 +125,14 @@ def everything_of(model: keras.Model) -> dict[str, Any]:
 
 
 def save_variables(path: Path, variables: dict[str, Any], facts: dict[str, Any] | None = None) -> None:
-    """Writes variables and JSON `facts` as one safetensors file, atomically. Raises DataError where the disk is full."""
+    """Writes variables and JSON `facts` as one safetensors file, atomically. Raises DataError if the disk is full."""
     arrays = {name: np.array(keras.ops.convert_to_numpy(variable), order="C") for name, variable in variables.items()}
     with atomic_write(path) as file:
         file.write(save(arrays, {"facts": json.dumps(facts or {})}))
 
 
 def load_variables(path: Path, variables: dict[str, Any]) -> None:
-    """Assigns every variable from a safetensors file. Raises RunError naming all that is missing or of another shape."""
+    """Assigns every variable from a safetensors file. Raises RunError naming what is missing or of another shape."""
     try:
         arrays = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -9,7 +9,7 @@ from bert_mtl.config import TrainConfig
 
 @contextmanager
 def make_tracker(config: TrainConfig, folder: Path) -> Iterator[Callable[[dict[str, float], int], None]]:
-    """A function that logs values by name at a step, for as long as the run lasts; it does nothing with tracking=none."""
+    """A function that logs values by name at a step, as long as the run lasts; with tracking=none it does nothing."""
     if config.tracking.kind == "none":
         yield lambda values, step: None
         return

@@ -6,6 +6,7 @@ Records are built where they are missing, the model starts from pretrained weigh
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import tensorflow as tf
@@ -107,19 +108,22 @@ def _weights(config: TrainConfig) -> Path | None:
 def _pipelines(run: Run, replicas: int) -> dict[str, Pipeline]:
     config = run.config
     if replicas > 1 and config.optimizer.accumulate > 1:
-        raise ConfigError([Problem("optimizer.accumulate", f"be 1 on {replicas} replicas", config.optimizer.accumulate)])
+        raise ConfigError(
+            [Problem("optimizer.accumulate", f"be 1 on {replicas} replicas", config.optimizer.accumulate)]
+        )
     if config.train.batch_size % replicas:
-        raise ConfigError([Problem("train.batch_size", f"be a multiple of the {replicas} replicas", config.train.batch_size)])
+        raise ConfigError(
+            [Problem("train.batch_size", f"be a multiple of the {replicas} replicas", config.train.batch_size)]
+        )
     if len(config.tasks) > 1:
         raise ConfigError([Problem("task", "name one task", list(config.tasks))])
     folder = build(config, next(iter(config.tasks)), run.tokenizer)
-    shared = {"folder": folder, "tokenizer": run.tokenizer, "input": config.input, "data": config.data}
+    dev = Pipeline(folder, "dev", run.tokenizer, config.input, config.data, config.train.eval_batch_size)
+    train_size = config.train.batch_size
     return {
-        "train": Pipeline(
-            part="train", batch_size=config.train.batch_size, seed=config.seed, shuffle=True, replicas=replicas, **shared
-        ),
-        "dev": Pipeline(part="dev", batch_size=config.train.eval_batch_size, **shared),
-        "test": Pipeline(part="test", batch_size=config.train.eval_batch_size, **shared),
+        "train": replace(dev, part="train", batch_size=train_size, seed=config.seed, shuffle=True, replicas=replicas),
+        "dev": dev,
+        "test": replace(dev, part="test"),
     }
 
 
@@ -129,7 +133,9 @@ def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
     encoder = BertEncoder(sizes, dtype=config.model.dtype, seed=config.seed)
     if weights is not None:
         report = load_pretrained(encoder, weights)
-        log.info("pretrained weights: %s, %d variables from %s", report.format, len(report.loaded), config.model.weights)
+        log.info(
+            "pretrained weights: %s, %d variables from %s", report.format, len(report.loaded), config.model.weights
+        )
         if report.missing:
             log.warning("not in the pretrained weights, so left random: %s", ", ".join(report.missing))
     model = make_model(config.model, encoder, config.tasks, config.seed)
@@ -145,15 +151,17 @@ def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
 
 def closing_words(run: Run, result: dict) -> str:
     """What a user reads at the end: the scores, where the run is, and what to do next."""
+    dev, epochs = result["dev"], len(result["epochs"])
     scores = [
-        f"{head}: test accuracy {s['accuracy']:.2%}, macro-F1 {s['macro_f1']:.2%} (dev accuracy {result['dev'][head]['accuracy']:.2%})"
-        for head, s in result["test"].items()
+        f"{head}: test accuracy {test['accuracy']:.2%}, macro-F1 {test['macro_f1']:.2%} "
+        f"(dev accuracy {dev[head]['accuracy']:.2%})"
+        for head, test in result["test"].items()
     ]
     return "\n".join(
         [
             "",
             *scores,
-            f"data: {result['data']} · best epoch: {result['best_epoch']} of {len(result['epochs'])} · run: {run.folder}",
+            f"data: {result['data']} · best epoch: {result['best_epoch']} of {epochs} · run: {run.folder}",
             "",
             "Next:",
             f'  python -m bert_mtl.predict run={run.folder} text="A slow start, but what an ending!"',

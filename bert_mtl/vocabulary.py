@@ -1,4 +1,4 @@
-"""Which tokenizer a configuration means: its vocabulary is given, stands beside the pretrained weights, or is built in."""
+"""The tokenizer of a configuration: its vocabulary is named, comes with the pretrained weights, or is built in."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def make_tokenizer(tokenizer: TokenizerConfig, model: ModelConfig, cache_dir: st
         vocab = vocab_file(fetch_weights(model.weights, sha256=model.sha256, cache_dir=Path(cache_dir)))
     else:
         vocab = BUILTIN_VOCAB
-    settings = {"max_length": tokenizer.max_length, "truncation": tokenizer.truncation}
+    length, truncation = tokenizer.max_length, tokenizer.truncation
     if tokenizer.kind == "sentencepiece":
-        return SentencePieceTokenizer(vocab, **settings)
-    return WordPieceTokenizer(vocab, lowercase=tokenizer.lowercase, **settings)
+        return SentencePieceTokenizer(vocab, max_length=length, truncation=truncation)
+    return WordPieceTokenizer(vocab, lowercase=tokenizer.lowercase, max_length=length, truncation=truncation)

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,9 +35,8 @@ def run_jobs(
     with joblib.parallel_config(backend=backend, n_jobs=workers):
         # ray's backend cannot stream
         parallel = joblib.Parallel(return_as="list" if backend == "ray" else streamed, batch_size=1)
-    if backend in ("sequential", "threading"):
-        return parallel(joblib.delayed(_on_cpu)(function, job) for job in jobs)
-    return iter(parallel(joblib.delayed(_in_process)(pickle.dumps((function, job))) for job in jobs))
+    run = _on_cpu if backend in ("sequential", "threading") else _in_process
+    return iter(parallel(joblib.delayed(run)(function, job) for job in jobs))
 
 
 def _on_cpu(function: Callable, job: tuple) -> Any:
@@ -46,13 +44,13 @@ def _on_cpu(function: Callable, job: tuple) -> Any:
         return function(*job)
 
 
-def _in_process(pickled: bytes) -> Any:
+def _in_process(function: Callable, job: tuple) -> Any:
     """Runs a job in a process of its own: without the GPU, whose memory each process would reserve for itself.
 
-    The job travels pickled because a tokenizer that joblib unpickled would start TensorFlow, GPU and all, before this.
+    So a job holds its tokenizer pickled: one that joblib unpickled would start TensorFlow, GPU and all, before this.
     """
     _hide_gpus()
-    return _on_cpu(*pickle.loads(pickled))
+    return _on_cpu(function, job)
 
 
 @functools.cache

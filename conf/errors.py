@@ -55,7 +55,9 @@ class Schema(pydantic.BaseModel):
     """A section of the configuration: no unknown keys, no changes afterwards, no silent conversions ("3" is no int)."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
-    verbatim: ClassVar[tuple[str, ...]] = ()  # keys whose value on the command line is text as typed, whatever its signs
+    verbatim: ClassVar[
+        tuple[str, ...]
+    ] = ()  # keys whose value on the command line is text as typed, whatever its signs
 
     def problems(self) -> list[Problem]:
         """Returns the combinations of keys that cannot work together; asked of the whole configuration only."""

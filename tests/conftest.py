@@ -1,9 +1,9 @@
 """Small things that many tests build on: a vocabulary, and the configuration of a command with a tiny model."""
 
 import contextlib
-import json
 import copy
 import functools
+import json
 import logging
 import os
 import random

@@ -1,4 +1,4 @@
-"""What a finished run is for: evaluate, predict, embed, export, serve; the same probabilities from every one of them."""
+"""What a finished run is for: evaluate, predict, embed, export, serve; all of them give the same probabilities."""
 
 import gzip
 import json

@@ -353,7 +353,7 @@ def test_a_full_disk_keeps_what_is_whole_and_room_finishes_it(config, tmp_path, 
 
 def begin(tmp_path: Path, vocab_file: Path, workers: int) -> tuple[subprocess.Popen, list[str]]:
     """Starts a build of many small shards, and waits until a few of them are there."""
-    path = write_rows(tmp_path / "many.jsonl", count=8_000)
+    path = write_rows(tmp_path / "many.jsonl", count=4_000)
     settings = ["data=full", "tasks.imdb.sources.full.format=jsonl", f"data.path={path}", "data.shard_size=20"]
     settings += ["model=tiny", f"tokenizer.vocab={vocab_file}", f"data.workers={workers}"]
     command = [sys.executable, "-m", "data_prep.build", *settings, f"cache_dir={tmp_path / 'cache'}"]
@@ -374,19 +374,19 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tiny_config, tmp_pa
     process.communicate()
     (folder,) = (path for path in (tmp_path / "cache/records").iterdir() if path.is_dir())
     assert not (folder / "manifest.json").exists()
-    (folder / ".train-00007-of-00320.tfrecord.99.tmp").write_bytes(b"what a process killed while it wrote leaves")
+    (folder / ".train-00007-of-00160.tfrecord.99.tmp").write_bytes(b"what a process killed while it wrote leaves")
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("work/*.json*")}
     kept = {
         folder / f"{path.stem}.tfrecord": (folder / f"{path.stem}.tfrecord").stat().st_mtime_ns
         for path in kept
         if path.suffix == ".json"
     }
-    assert 5 <= len(kept) < 400
+    assert 5 <= len(kept) < 200
     assert built(tiny_config("prepare", *settings)) == folder
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     whole = built(tiny_config("prepare", *settings, f"cache_dir={tmp_path / 'other'}"))
     assert contents(folder) == contents(whole)
-    assert len(contents(whole)) == 320 + 40 + 40 + 1
+    assert len(contents(whole)) == 160 + 20 + 20 + 1
 
 
 def test_ctrl_c_ends_with_130_and_one_line_and_leaves_only_whole_files(tmp_path, vocab_file):

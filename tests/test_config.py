@@ -51,12 +51,23 @@ def test_every_key_is_explained():
 
 
 def test_all_mistakes_are_told_at_once_with_options_and_the_closest_match():
-    overrides = ["model=minlm", "train.epochs=two", "optimizer.learning_rat=1", "strategy=mirrored", "strategy.xla=true"]
+    overrides = [
+        "model=minlm",
+        "train.epochs=two",
+        "optimizer.learning_rat=1",
+        "strategy=mirrored",
+        "strategy.xla=true",
+    ]
     with pytest.raises(ConfigError) as caught:
         entry.compose("train", overrides, schemas.TrainConfig)
     text = str(caught.value)
     assert text.startswith("4 problems in the configuration:")
-    for part in ("Did you mean minilm?", "train.epochs must", "Did you mean", "strategy.xla must not be true with strategy=mirrored"):
+    for part in (
+        "Did you mean minilm?",
+        "train.epochs must",
+        "Did you mean",
+        "strategy.xla must not be true with strategy=mirrored",
+    ):
         assert part in text
 
 
@@ -67,7 +78,10 @@ def test_all_mistakes_are_told_at_once_with_options_and_the_closest_match():
         (["data=full", "data.workers=0"], "data.workers must be -1 or at least 1; got 0"),
         (["data.dev_fraction=0.6", "data.test_fraction=0.5"], "must leave a share for train"),
         (["model.weights=null"], "model.size must be given without model.weights"),
-        (["model=tiny", "model.size.num_heads=3"], r"model.size.hidden_dim must be a multiple of model.size.num_heads \(3\); got 32"),
+        (
+            ["model=tiny", "model.size.num_heads=3"],
+            r"model.size.hidden_dim must be a multiple of model.size.num_heads \(3\); got 32",
+        ),
         (["tokenizer.max_length=16"], r"input.pad_to must be at most tokenizer.max_length \(16\)"),
         (["train.patience=2", "train.select=last"], "train.patience must be null with train.select=last"),
         (["strategy=mirrored", "optimizer.accumulate=2"], "optimizer.accumulate must be 1 with strategy=mirrored"),
@@ -97,6 +111,12 @@ def test_the_default_run_folder_is_named_after_tasks_and_time():
 
 def test_defaults_of_yaml_and_schema_do_not_overlap():
     """A default in both places could differ: sections of the tree take theirs from YAML alone."""
-    sections = (schemas.DataConfig, schemas.ModelConfig, schemas.TokenizerConfig, schemas.InputConfig, schemas.TrainSettings)
+    sections = (
+        schemas.DataConfig,
+        schemas.ModelConfig,
+        schemas.TokenizerConfig,
+        schemas.InputConfig,
+        schemas.TrainSettings,
+    )
     fields = itertools.chain.from_iterable(section.model_fields.values() for section in sections)
     assert all(field.is_required() for field in fields)

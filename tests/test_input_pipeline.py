@@ -65,16 +65,18 @@ def indices(batches: Iterable[dict]) -> list[int]:
     return [int(index) for batch in batches for index in batch["index"] if index >= 0]
 
 
-@pytest.mark.parametrize("pairs", [[], [PAIRS]], ids=["single texts", "pairs"])
 @pytest.mark.parametrize("kind", ["generator", "textline"])
-def test_the_inputs_give_identical_batches(pipeline, kind, pairs):
-    for part, epochs in (("train", 2), ("dev", 1)):
-        records, other = pipeline("tfrecord", part, *pairs), pipeline(kind, part, *pairs)
-        expected = plain(records.dataset(epochs=epochs))
-        assert len(expected) == epochs * records.steps_per_epoch == epochs * other.steps_per_epoch
-        assert_same(other.dataset(epochs=epochs), expected)
-        for skip in (14, records.steps_per_epoch):
-            assert_same(other.dataset(skip=skip, epochs=epochs), expected[skip:])
+def test_the_inputs_give_identical_batches(pipeline, kind):
+    for part, epochs, skip in (("train", 2, 0), ("train", 2, 14), ("dev", 1, 0), ("dev", 1, 3)):
+        records, other = pipeline("tfrecord", part), pipeline(kind, part)
+        expected = plain(records.dataset(skip=skip, epochs=epochs))
+        assert len(expected) == epochs * records.steps_per_epoch - skip == epochs * other.steps_per_epoch - skip
+        assert_same(other.dataset(skip=skip, epochs=epochs), expected)
+
+
+@pytest.mark.parametrize("kind", ["generator", "textline"])
+def test_the_inputs_give_identical_pairs(pipeline, kind):
+    assert_same(pipeline(kind, "dev", PAIRS).dataset(), pipeline("tfrecord", "dev", PAIRS).dataset())
 
 
 @pytest.mark.parametrize(("data", "workers"), [("data.backend=threading", 2), ("data.backend=loky", 2)])

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tensorflow.python.framework.config import disable_op_determinism
 
 from bert_mtl.config import TrainConfig
 from bert_mtl.runs import RunError, load_variables, open_run
@@ -79,16 +80,19 @@ def test_resume_refuses_other_settings(toy_run):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["model.pooling=cls"],
-        ["optimizer.accumulate=2"],
-        ["optimizer.ema=0.9"],
+        ["model.pooling=cls", "optimizer.ema=0.9", "model.dtype=mixed_bfloat16"],
         ["strategy.xla=true", "input.pad_to=32"],
-        ["model.dtype=mixed_bfloat16"],
-        ["tasks.imdb.heads.imdb.label_smoothing=0.1", "tasks.imdb.heads.imdb.class_weights=balanced"],
+        [
+            "optimizer.accumulate=2",
+            "train.epochs=10",
+            "tasks.imdb.heads.imdb.label_smoothing=0.1",
+            "tasks.imdb.heads.imdb.class_weights=balanced",
+        ],
     ],
     ids=lambda overrides: overrides[0],
 )
 def test_every_way_of_training_learns_the_task(overrides, toy_options, tmp_path):
+    disable_op_determinism()  # an earlier run in this process switched it on, and Keras does not compile beside it
     result = run_training(toy_options, tmp_path, *overrides)
     assert result["test"]["imdb"]["accuracy"] > 0.9
 
@@ -99,6 +103,16 @@ def test_frozen_weights_stay_as_they_were(toy_options, tmp_path):
     heads, last = (load_file(tmp_path / name / "weights.safetensors") for name in ("heads", "last"))
     changed = {name for name in heads if not np.array_equal(heads[name], last[name])}
     assert {name.split("/")[1] for name in changed if name.startswith("encoder/")} == {"layer_1"}
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(toy_run, toy_options):
+    with pytest.raises(RunError, match="run.dir must be a new folder; .* run.resume="):
+        run_training(toy_options, toy_run)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_a_hint(toy_options, tmp_path):
+    with pytest.raises(RunError, match="the loss must stay finite; got nan at step .* Lower optimizer.learning_rate"):
+        run_training(toy_options, tmp_path, "optimizer.learning_rate=1e30", "optimizer.clip_norm=null")
 
 
 def test_early_stopping_ends_the_run_and_keeps_the_best_epoch(toy_options, tmp_path):
