@@ -1,8 +1,8 @@
 """A run's folder: what a training writes, and how it is read again.
 
-    config.yaml  encoder.json  tokenizer/  train.log  metrics.json
-    weights.safetensors  the selected epoch's
-    state.safetensors    what it takes to resume
+config.yaml  encoder.json  tokenizer/  train.log  metrics.json
+weights.safetensors  the selected epoch's
+state.safetensors    what it takes to resume
 """
 
 import json
@@ -25,7 +25,7 @@ from bert_mtl.records import atomic_write
 from bert_mtl.tasks import metrics
 from bert_mtl.tokenization import Tokenizer, load_tokenizer
 from bert_mtl.weights import WeightsError
-from conf.entry import validate
+from conf.entry import Problem, validate
 
 
 class RunError(Exception):
@@ -55,9 +55,9 @@ def open_run(folder: str | Path) -> Run:
     """The run in `folder`. Raises RunError where there is none."""
     folder = Path(folder)
     if not (folder / "config.yaml").exists():
-        near = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))[-5:]
+        near = sorted(folder.parent.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)[-10:]
         raise RunError(
-            f"run must be a folder that bert_mtl.train wrote; got {folder}. Options: {', '.join(near) or 'none'}."
+            str(Problem("run", "be a folder that bert_mtl.train wrote", str(folder), [str(p.parent) for p in near]))
         )
     config = validate(yaml.safe_load((folder / "config.yaml").read_text()), TrainConfig)
     return Run(folder, config, load_tokenizer(folder / "tokenizer"))

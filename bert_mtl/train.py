@@ -146,6 +146,8 @@ def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
         jit_compile=xla,
     )
     model.optimizer.build(model.trainable_variables)
+    # Now, from one replica's batch: fit would try with a batch of all replicas, and fail.
+    model._symbolic_build(data_batch=training_triple(next(pipeline.batches())))
     return model
 
 

@@ -147,6 +147,8 @@ def test_a_bundle_says_what_it_holds_and_is_never_overwritten(toy_run, bundle_fo
         write_bundle(open_run(toy_run), bundle_folder, "toy")
 
 
-def test_what_is_not_a_run_is_refused_with_the_runs_nearby(toy_run):
-    with pytest.raises(RunError, match=rf"must be a folder that bert_mtl.train wrote; .* Options: .*{toy_run.name}"):
-        open_run(toy_run.parent / "nothing")
+def test_what_is_not_a_run_is_refused_with_the_runs_nearby(tmp_path):
+    (tmp_path / "imdb-1").mkdir()
+    (tmp_path / "imdb-1" / "config.yaml").touch()
+    with pytest.raises(RunError, match=r"run must be a folder that bert_mtl.train wrote; .* Did you mean .*/imdb-1\?"):
+        open_run(tmp_path / "imdb-2")

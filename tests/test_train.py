@@ -120,6 +120,26 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_epoch(toy_options, tmp_p
     assert result["best_epoch"] < len(result["epochs"]) < 8
 
 
+MIRRORED = """
+import sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from bert_mtl.config import TrainConfig
+from bert_mtl.train import train
+from conf import entry
+train(entry.compose("train", sys.argv[1:], TrainConfig))
+"""
+
+
+def test_two_replicas_follow_the_loss_curve_of_one_device(toy_options, tmp_path):
+    options = [*toy_options, "model.dropout=0.0", "train.epochs=3", f"run.dir={tmp_path / 'two'}"]
+    mirrored = ["strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]"]
+    subprocess.run([sys.executable, "-c", MIRRORED, *options, *mirrored], check=True, capture_output=True)
+    run_training(toy_options, tmp_path / "one", "model.dropout=0.0", "train.epochs=3")
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-3)
+
+
 def test_selecting_on_test_is_refused():
     with pytest.raises(ConfigError, match=r"train\.select must be .*got test\. Options: dev, last"):
         entry.compose("train", ["train.select=test"], TrainConfig)
