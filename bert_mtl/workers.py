@@ -2,7 +2,10 @@
 
 import functools
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import joblib
@@ -36,7 +39,21 @@ def run_jobs(
         # ray's backend cannot stream
         parallel = joblib.Parallel(return_as="list" if backend == "ray" else streamed, batch_size=1)
     run = _on_cpu if backend in ("sequential", "threading") else _in_process
-    return iter(parallel(joblib.delayed(run)(function, job) for job in jobs))
+    with _interrupts_held() if backend == "loky" else nullcontext():
+        return iter(parallel(joblib.delayed(run)(function, job) for job in jobs))
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started inside never hear Ctrl-C, which a terminal sends to all: this process alone ends the work."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # new processes inherit it
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _on_cpu(function: Callable, job: tuple) -> Any:

@@ -358,4 +358,4 @@ def test_the_savedmodel_engine_without_tensorflow_says_what_to_install(tmp_path)
     files = {"savedmodel": {"path": "saved_model", "inputs": ["token_ids"], "dtype": "int32"}}
     with server_process(f"bundle={write_bundle(tmp_path, engines=files)}") as (process, _):
         assert process.wait(20) == 1
-        assert process.stderr.read().startswith("engine savedmodel needs TensorFlow (pip install tensorflow): ")
+        assert process.stderr.read().startswith("engine savedmodel needs TensorFlow (pip install tensorflow-text): ")
