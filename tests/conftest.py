@@ -112,6 +112,7 @@ def toy_options(tmp_path_factory, vocab_file) -> list[str]:
         f"cache_dir={folder}/cache",
         "optimizer.learning_rate=1e-2",
         "train.epochs=6",
+        "train.batch_size=16",
     ]
 
 
