@@ -4,6 +4,7 @@ Defaults and explanations live in the YAML files; types, bounds and impossible c
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from omegaconf import OmegaConf
@@ -14,6 +15,8 @@ from conf.entry import Problem, Schema
 PARTS = ("train", "dev", "test")
 Part = Literal["train", "dev", "test"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy takes them
+Filled = Annotated[str, Field(min_length=1)]  # a text that is not empty
 
 OmegaConf.register_new_resolver(
     "first", lambda *values: next(value for value in values if value is not None), replace=True
@@ -75,8 +78,7 @@ class SizeConfig(Schema):
 
 
 class ModelConfig(Schema):
-    weights: str | None
-    sha256: str | None
+    weights: Filled | None
     pooling: Literal["mean", "cls"]
     dropout: Fraction
     trainable: Annotated[str, AfterValidator(_trainable)]
@@ -109,7 +111,7 @@ class OptimizerConfig(Schema):
 
 class StrategyConfig(Schema):
     kind: Literal["auto", "one_device", "mirrored"]
-    devices: list[str] | None
+    devices: Annotated[list[str], Field(min_length=1)] | None
     xla: bool | Literal["auto"]
 
 
@@ -120,8 +122,8 @@ class TrackingConfig(Schema):
 
 
 class RunConfig(Schema):
-    dir: str
-    resume: str | None
+    dir: Filled
+    resume: Filled | None
 
 
 class TrainSettings(Schema):
@@ -141,11 +143,11 @@ class PrepareConfig(Schema):
     model: ModelConfig
     tokenizer: TokenizerConfig
     input: InputConfig
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     cache_dir: str
 
     def problems(self) -> list[Problem]:
-        return _task_problems(self.tasks, self.data) + _text_problems(self.model, self.tokenizer, self.input)
+        return task_problems(self.tasks, self.data) + _text_problems(self.model, self.tokenizer, self.input)
 
 
 class TrainConfig(PrepareConfig):
@@ -159,6 +161,10 @@ class TrainConfig(PrepareConfig):
 
     def problems(self) -> list[Problem]:
         found = super().problems()
+        if self.run.resume is not None and not (Path(self.run.resume) / "config.yaml").exists():
+            found.append(Problem("run.resume", "be a folder that bert_mtl.train wrote", self.run.resume))
+        if len(self.tasks) > 1:
+            found.append(Problem("task", "name one task", list(self.tasks)))
         if self.strategy.kind == "mirrored" and self.strategy.xla is True:
             found.append(Problem("strategy.xla", "not be true with strategy=mirrored", True, ("auto", "false")))
         if self.strategy.kind == "mirrored" and self.optimizer.accumulate > 1:
@@ -173,13 +179,18 @@ class TrainConfig(PrepareConfig):
 class EvaluateConfig(Schema):
     """`python -m bert_mtl.evaluate`."""
 
-    run: str
+    run: Filled
     data: DataConfig | None = None
     part: Part
     batch_size: PositiveInt
     errors: Annotated[int, Field(ge=0)]
     baseline: bool
-    output: str | None
+    output: Filled | None
+
+    def problems(self) -> list[Problem]:
+        if self.baseline and self.part == "train":
+            return [Problem("baseline", "be false with part=train, which the baseline learns by heart", True)]
+        return []
 
 
 class PredictConfig(Schema):
@@ -187,10 +198,10 @@ class PredictConfig(Schema):
 
     verbatim = ("text",)
 
-    run: str
+    run: Filled
     text: str | None
-    input: str | None
-    output: str | None
+    input: Filled | None
+    output: Filled | None
     batch_size: PositiveInt
 
     def problems(self) -> list[Problem]:
@@ -199,31 +210,32 @@ class PredictConfig(Schema):
             found.append(Problem("text", "be given, or input, and not both", self.text))
         if self.input is not None and self.output is None:
             found.append(Problem("output", "be given with input", None))
-        return found
+        return found + _overwriting(self.input, self.output)
 
 
 class EmbedConfig(Schema):
     """`python -m bert_mtl.embed`."""
 
-    run: str
-    input: str
-    output: str
+    run: Filled
+    input: Filled
+    output: Filled
     layers: Annotated[list[int], Field(min_length=1)]
     pooling: Literal["cls", "mean", "max", "mean_max"]
     batch_size: PositiveInt
 
     def problems(self) -> list[Problem]:
+        found = _overwriting(self.input, self.output)
         if not self.output.endswith((".npy", ".parquet")):
-            return [Problem("output", "end in .npy or .parquet", self.output)]
-        return []
+            found.append(Problem("output", "end in .npy or .parquet", self.output))
+        return found
 
 
 class ExportConfig(Schema):
     """`python -m bert_mtl.export`."""
 
-    run: str
-    bundle: str
-    name: str | None
+    run: Filled
+    bundle: Filled
+    name: Filled | None
 
 
 class VocabConfig(Schema):
@@ -234,14 +246,21 @@ class VocabConfig(Schema):
     kind: Literal["sentencepiece", "wordpiece"]
     size: PositiveInt
     lowercase: bool
-    output: str
+    output: Filled
     cache_dir: str
 
     def problems(self) -> list[Problem]:
-        return _task_problems(self.tasks, self.data)
+        return task_problems(self.tasks, self.data)
 
 
-def _task_problems(tasks: dict[str, TaskConfig], data: DataConfig) -> list[Problem]:
+def _overwriting(source: str | None, target: str | None) -> list[Problem]:
+    if source is not None and target is not None and Path(source).absolute() == Path(target).absolute():
+        return [Problem("output", "be another file than input", target)]
+    return []
+
+
+def task_problems(tasks: dict[str, TaskConfig], data: DataConfig) -> list[Problem]:
+    """What is impossible about tasks and the data chosen for them."""
     found = []
     heads = [head for task in tasks.values() for head in task.heads]
     for name, task in tasks.items():
@@ -255,6 +274,9 @@ def _task_problems(tasks: dict[str, TaskConfig], data: DataConfig) -> list[Probl
             if isinstance(weights, list) and len(weights) != len(labels):
                 rule = f"hold one weight for each of the {len(labels)} labels"
                 found.append(Problem(f"{key}.heads.{head}.class_weights", rule, weights))
+            if head in ("text", "text_b") or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", head):
+                rule = "have names of letters, digits, '_', '.' and '-', and not text or text_b"
+                found.append(Problem(f"{key}.heads", rule, head))
             if heads.count(head) > 1:
                 found.append(Problem(f"{key}.heads", "have names no other task uses", head))
         fields = ("text", "text_b", *task.heads)
@@ -288,6 +310,4 @@ def _text_problems(model: ModelConfig, tokenizer: TokenizerConfig, input: InputC
     if input.pad_to > tokenizer.max_length:
         rule = f"be at most tokenizer.max_length ({tokenizer.max_length})"
         found.append(Problem("input.pad_to", rule, input.pad_to))
-    if model.sha256 is not None and model.weights is None:
-        found.append(Problem("model.sha256", "be null without model.weights", model.sha256))
     return found

@@ -18,6 +18,8 @@ def make_strategy(config: StrategyConfig) -> tf.distribute.Strategy:
     wanted = config.devices or gpus or ["CPU:0"]
     if missing := [name for name in wanted if name not in there]:
         raise ConfigError([Problem("strategy.devices", "name devices of this machine", missing[0], there)])
+    if config.kind == "mirrored" and len(wanted) < 2:
+        raise ConfigError([Problem("strategy", "have at least two devices to be mirrored", wanted)])
     if config.kind == "mirrored" or (config.kind == "auto" and len(wanted) > 1):
         return tf.distribute.MirroredStrategy([f"/{name}" for name in wanted])
     return tf.distribute.OneDeviceStrategy(f"/{wanted[0]}")

@@ -18,6 +18,7 @@ from bert_mtl.input_pipeline import text_batches
 from bert_mtl.multitask import model_inputs
 from bert_mtl.predict import CHUNK, PAD_TO, TEXTS_DIR, Predictor
 from bert_mtl.records import atomic_write
+from bert_mtl.tasks import DataError
 from conf import entry
 from conf.errors import ConfigError, Problem
 from data_prep.sources import read_texts
@@ -49,6 +50,10 @@ class Embedder:
 
     def __init__(self, predictor: Predictor, layers: list[int], pooling: str):
         count = predictor.model.encoder.config.num_layers + 1
+        if predictor.run.facts.pair:
+            raise DataError(
+                f"run must be of single texts, which vectors stand for; got {predictor.run.folder}, of pairs."
+            )
         if wrong := [layer for layer in layers if not -count <= layer < count]:
             raise ConfigError([Problem("layers", f"be between {-count} and {count - 1}", wrong[0])])
         self.predictor, self.layers, self.pooling = predictor, layers, pooling

@@ -11,14 +11,15 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from bert_mtl.config import DataConfig, EvaluateConfig
+from bert_mtl.config import DataConfig, EvaluateConfig, task_problems
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.multitask import answer_part
 from bert_mtl.records import atomic_write, load_manifest
 from bert_mtl.report import head_report, print_report, worst_errors
-from bert_mtl.runs import Run, load_model, open_run
+from bert_mtl.runs import Run, check_examples, load_model, open_run
 from bert_mtl.tasks import probabilities
 from conf import entry
+from conf.errors import ConfigError, Problem
 from data_prep.build import build
 
 
@@ -28,6 +29,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     model = load_model(run)
     data = config.data or run.config.data
     task = next(iter(run.config.tasks))
+    _check_data(run, data)
     records = _text_records(run, task, data)
     text_input = run.config.input.model_copy(update={"kind": "textline"})
     pipeline = Pipeline(records, config.part, run.tokenizer, text_input, data, config.batch_size)
@@ -38,8 +40,10 @@ def evaluate(config: EvaluateConfig) -> dict:
         logits, labels = answered.logits[name], answered.labels[name]
         report = head_report(logits, labels, head.labels, answered.lengths)
         report["errors"] = worst_errors(probabilities(logits), labels, head.labels, texts, config.errors)
-        if config.baseline:
-            learned, truth = read_part(_text_records(run, task, run.config.data), "train")
+        learned, truth = (
+            read_part(_text_records(run, task, run.config.data), "train") if config.baseline else ([], None)
+        )
+        if truth is not None and len(np.unique(truth[:, place])) > 1:
             guessed = baseline_logits(learned, truth[:, place], texts, len(head.labels))
             report["baseline"] = head_report(guessed, labels, head.labels, answered.lengths)
         print_report(name, report)
@@ -52,9 +56,24 @@ def evaluate(config: EvaluateConfig) -> dict:
     return reports
 
 
+def _check_data(run: Run, data: DataConfig) -> None:
+    """Raises ConfigError for data that the tasks do not have, or split in another way than the run's: what is test here
+    could have been train there."""
+    own, found = run.config.data, task_problems(run.config.tasks, data)
+    if data.source == own.source:
+        for name in ("dev_fraction", "test_fraction"):
+            if getattr(data, name) != getattr(own, name):
+                found.append(Problem(f"data.{name}", f"be the run's, {getattr(own, name)}", getattr(data, name)))
+    if found:
+        raise ConfigError(found)
+
+
 def _text_records(run: Run, task: str, data: DataConfig) -> Path:
     text_input = run.config.input.model_copy(update={"kind": "textline"})
-    return build(run.config.model_copy(update={"data": data, "input": text_input}), task, run.tokenizer)
+    folder = build(run.config.model_copy(update={"data": data, "input": text_input}), task, run.tokenizer)
+    if data == run.config.data:
+        check_examples(run, load_manifest(folder))
+    return folder
 
 
 def read_part(folder: Path, part: str) -> tuple[list[str], np.ndarray]:

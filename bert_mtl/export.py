@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import absl.logging
 import tensorflow as tf
 
 from bert_mtl.config import ExportConfig
@@ -65,12 +66,14 @@ def write_bundle(run: Run, folder: Path, name: str) -> None:
             f"run must be finished; got {run.folder}, which has no metrics.json. "
             f"Continue it with python -m bert_mtl.train run.resume={run.folder}"
         )
+    if run.facts.pair:
+        raise RunError(f"run must be of single texts: a bundle's text signature takes no pairs; got {run.folder}.")
     model = load_model(run)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         served = Served(model, run.tokenizer)
         signatures = {"serving_default": served.text, "text": served.text, "ids": served.ids}
-        tf.get_logger().setLevel("ERROR")  # it warns of every renamed input of the signatures' graphs
+        absl.logging.set_verbosity(absl.logging.ERROR)  # else every renamed input of the graphs is a warning
         tf.saved_model.save(served, str(partial / "saved_model"), signatures=signatures)
         run.tokenizer.save(partial / "tokenizer")
         if run.tokenizer.kind == "wordpiece":
@@ -78,8 +81,8 @@ def write_bundle(run: Run, folder: Path, name: str) -> None:
             rust.save(str(partial / "tokenizer" / "tokenizer.json"))
         (partial / "manifest.json").write_text(json.dumps(manifest(run, partial, name), indent=1))
         os.replace(partial, folder)
-    except OSError as error:
-        raise RunError(f"{folder} could not be written: {error.strerror or error}.") from error
+    except (OSError, tf.errors.OpError) as error:
+        raise RunError(f"{folder} could not be written: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -7,7 +7,7 @@ The order is a pure function of (seed, epoch): shards are shuffled, read in wind
 import functools
 import itertools
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +56,7 @@ class Pipeline:
     def steps_per_epoch(self) -> int:
         return packing.batch_count(self.examples, self.input.window, self.batch_size)
 
-    def batches(self, epoch: int = 0, skip: int = 0) -> Iterator[dict]:
+    def batches(self, epoch: int = 0, skip: int = 0) -> Generator[dict, None, None]:
         """The batches of one epoch (see `packing.assemble`), without those of its first `skip` steps."""
         first, skip = divmod(skip, packing.batch_count(self.input.window, self.input.window, self.batch_size))
         for number, window in enumerate(self._windows(epoch, first), first):

@@ -41,7 +41,7 @@ class Keeper(keras.callbacks.Callback):
         self.best = 0
         self.stop = False
         self.step = 0
-        self.verbose = 1 if sys.stdout.isatty() else 2
+        self.verbose = 1 if sys.stdout.isatty() else 0  # the log has a line an epoch
 
     def restore(self, model: keras.Model) -> int:
         """Brings `model` to the run's saved state, if any; returns the number of steps done."""
@@ -63,7 +63,8 @@ class Keeper(keras.callbacks.Callback):
         if not np.isfinite(logs["loss"]):
             raise RunError(
                 f"the loss must stay finite; got {logs['loss']} at step {self.step}. "
-                f"Lower optimizer.learning_rate or set optimizer.clip_norm; the last good state is in {self.run.state}."
+                "Lower optimizer.learning_rate or set optimizer.clip_norm. "
+                + ("The last good state is kept." if self.run.state.exists() else "No state has been saved yet.")
             )
         if self.step % self.settings.save_every == 0 and self.step % self.steps_per_epoch:
             self.save()
@@ -86,7 +87,9 @@ class Keeper(keras.callbacks.Callback):
         log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
 
     def save(self) -> None:
-        """Writes the state to resume from."""
+        """Writes the state to resume from, unless the last update broke it: the next step's loss tells."""
+        if not all(np.isfinite(keras.ops.convert_to_numpy(v)).all() for v in self.model.trainable_variables):
+            return
         facts = {"step": self.step, "epochs": self.epochs, "best": self.best, "stop": self.stop}
         save_variables(self.run.state, everything_of(self.model), facts)
 

@@ -15,7 +15,7 @@ from bert_mtl.records import atomic_write
 from bert_mtl.runs import load_model, open_run
 from bert_mtl.tasks import DataError, decode
 from conf import entry
-from data_prep.sources import read_texts
+from data_prep.sources import Row, read_texts
 
 CHUNK = 1024  # texts held at once when a file is streamed; sorted by length inside
 PAD_TO = 32
@@ -39,17 +39,31 @@ class Predictor:
         """One dictionary a text: `{task: {"label": name, "probabilities": {label: p}}}`.
 
         Raises:
-            DataError: an empty text (its place is named).
+            TypeError: one text instead of a list of texts.
+            DataError: an empty text (its place is named), or pairs for a run of single texts or the other way round.
         """
-        for place, text in enumerate(texts):
-            if not text.strip():
-                raise DataError(f"texts[{place}] must not be empty; got {text!r}.")
+        texts, texts_b = self.checked("texts", texts), texts_b and self.checked("texts_b", texts_b)
+        if (texts_b is not None) != self.run.facts.pair:
+            learned = "pairs: give texts_b" if self.run.facts.pair else "single texts: leave texts_b out"
+            raise DataError(f"{self.run.folder} learned from {learned}.")
+        if texts_b is not None and len(texts_b) != len(texts):
+            raise DataError(f"texts_b must hold as many texts as texts, {len(texts)}; got {len(texts_b)}.")
         if not texts:
             return []
         answers = {
             name: decode(self.heads[name], rows) for name, rows in self.logits(texts, texts_b, batch_size).items()
         }
         return [dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)]
+
+    @staticmethod
+    def checked(name: str, texts: Sequence[str]) -> list[str]:
+        """The texts as a list. Raises TypeError for a single one, DataError for one that is empty."""
+        if isinstance(texts, str | bytes):
+            raise TypeError(f"{name} must be a list of texts; got one text. Write [text].")
+        for place, text in enumerate(texts := list(texts)):
+            if not text.strip():
+                raise DataError(f"{name}[{place}] must not be empty; got {text!r}.")
+        return texts
 
     def logits(self, texts: Sequence[str], texts_b: Sequence[str] | None, batch_size: int) -> dict[str, np.ndarray]:
         """Logits by head `(texts, labels)`."""
@@ -61,13 +75,17 @@ class Predictor:
         return found
 
 
-def predict_rows(predictor: Predictor, rows: Iterable[tuple[dict, str]], batch_size: int) -> Iterator[dict]:
-    """Answers of a stream of rows (`text`, perhaps `text_b`), in order, `CHUNK` at a time."""
+def predict_rows(predictor: Predictor, rows: Iterable[Row], batch_size: int) -> Iterator[dict]:
+    """Answers of a stream of rows (`text`, and `text_b` for a run of pairs), in order, `CHUNK` at a time."""
     rows = iter(rows)
-    while chunk := [values for values, _ in itertools.islice(rows, CHUNK)]:
-        pairs = [values["text_b"] for values in chunk] if "text_b" in chunk[0] else None
-        answers = predictor.predict([values["text"] for values in chunk], pairs, batch_size)
-        yield from ({**values, **answer} for values, answer in zip(chunk, answers, strict=True))
+    fields = ("text", "text_b") if predictor.run.facts.pair else ("text",)
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        for row in chunk:
+            if not set(fields) == set(row.values):
+                raise DataError(f"{row.origin}: the run reads {' and '.join(fields)}; got {', '.join(row.values)}.")
+        pairs = [row.values["text_b"] for row in chunk] if predictor.run.facts.pair else None
+        answers = predictor.predict([row.values["text"] for row in chunk], pairs, batch_size)
+        yield from ({**row.values, **answer} for row, answer in zip(chunk, answers, strict=True))
 
 
 def predict(config: PredictConfig) -> None:

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from bert_mtl.tasks import DataError, Example
 
-FORMAT = 1  # raised when the meaning of a shard changes: older folders are then rebuilt
+FORMAT = 2  # raised when the meaning of a shard changes: older folders are then rebuilt
 SUFFIX = {"tfrecord": ".tfrecord", "generator": ".tsv", "textline": ".tsv"}
 
 
@@ -49,11 +49,16 @@ class PartManifest:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json: which task and source, by which fingerprint, and every part."""
+    """manifest.json: which task and source, and every part.
+
+    `fingerprint` covers all that decides what the shards hold; `data` the same without the tokenizer: which examples
+    make up which part.
+    """
 
     task: str
     source: str
     fingerprint: str
+    data: str
     heads: tuple[str, ...]
     pair: bool
     parts: dict[str, PartManifest]
@@ -107,11 +112,14 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A path to write to, whose file then takes the place of `path`, or vanishes when something goes wrong."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except (OSError, tf.errors.OpError) as error:
+        if isinstance(error, OSError) and error.filename not in (None, *map(str, (path, path.parent, temporary))):
+            raise  # of another file, which the block reads
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} could not be written: {reason}. What was there before is untouched.") from error
     finally:

@@ -2,6 +2,7 @@
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
@@ -85,7 +86,7 @@ def head_report(logits: np.ndarray, labels: np.ndarray, names: list[str], length
 def print_report(head: str, report: dict, console: Console | None = None) -> None:
     """The figures of `head_report` (with its `baseline` and `errors`, where given) as tables."""
     console, baseline = console or Console(), report.get("baseline")
-    scores = Table("", "BERT", *(["TF-IDF + logistic regression", "gain"] if baseline else []), title=head)
+    scores = Table("", "BERT", *(["TF-IDF + logistic regression", "gain"] if baseline else []), title=escape(head))
     for name in ("accuracy", "macro_f1", "auc", "ece"):
         row = [name, _shown(report[name])]
         if baseline:
@@ -93,9 +94,9 @@ def print_report(head: str, report: dict, console: Console | None = None) -> Non
             row += [_shown(baseline[name]), f"{report[name] - baseline[name]:+.4f}" if both else "–"]
         scores.add_row(*row)
     console.print(scores)
-    table = Table("true \\ predicted", *report["labels"])
+    table = Table("true \\ predicted", *map(escape, report["labels"]))
     for name, counts in zip(report["labels"], report["confusion"], strict=True):
-        table.add_row(name, *map(str, counts))
+        table.add_row(escape(name), *map(str, counts))
     console.print(table)
     lengths = Table("tokens up to", "examples", "accuracy")
     for group in report["by_length"]:

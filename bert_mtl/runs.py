@@ -1,12 +1,12 @@
 """A run's folder: what a training writes, and how it is read again.
 
-config.yaml  encoder.json  tokenizer/  train.log  metrics.json
+config.yaml  run.json  tokenizer/  train.log  metrics.json
 weights.safetensors  the selected epoch's
 state.safetensors    what it takes to resume
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from bert_mtl.config import ModelConfig, TrainConfig
 from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.multitask import MultiTaskModel, answer_part, make_model
-from bert_mtl.records import atomic_write
+from bert_mtl.records import Manifest, atomic_write
 from bert_mtl.tasks import metrics
 from bert_mtl.tokenization import Tokenizer, load_tokenizer
 from bert_mtl.weights import WeightsError
@@ -35,12 +35,22 @@ class RunError(Exception):
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What a run found at its start: its encoder's sizes, whether it reads pairs, the fingerprint of its examples."""
+
+    encoder: EncoderConfig
+    pair: bool
+    data: str
+
+
+@dataclass(frozen=True)
 class Run:
     """A folder that `bert_mtl.train` wrote."""
 
     folder: Path
     config: TrainConfig
     tokenizer: Tokenizer
+    facts: Facts
 
     @property
     def weights(self) -> Path:
@@ -60,10 +70,12 @@ def open_run(folder: str | Path) -> Run:
             str(Problem("run", "be a folder that bert_mtl.train wrote", str(folder), [str(p.parent) for p in near]))
         )
     config = validate(yaml.safe_load((folder / "config.yaml").read_text()), TrainConfig)
-    return Run(folder, config, load_tokenizer(folder / "tokenizer"))
+    facts = json.loads((folder / "run.json").read_text())
+    facts = Facts(EncoderConfig(**facts.pop("encoder")), **facts)
+    return Run(folder, config, load_tokenizer(folder / "tokenizer"), facts)
 
 
-def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, encoder: EncoderConfig) -> Run:
+def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, facts: Facts) -> Run:
     """Writes all of a run but its weights, so that it can be opened and resumed from now on.
 
     Raises:
@@ -75,11 +87,21 @@ def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, encoder: 
         )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder / "tokenizer")
-    with atomic_write(folder / "encoder.json") as file:
-        file.write(json.dumps(encoder.__dict__, indent=1).encode())
+    with atomic_write(folder / "run.json") as file:
+        file.write(json.dumps(asdict(facts), indent=1).encode())
     with atomic_write(folder / "config.yaml") as file:
-        file.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
-    return Run(folder, config, tokenizer)
+        once = config.model_copy(update={"data": config.data.model_copy(update={"rebuild": False})})
+        file.write(yaml.safe_dump(once.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
+    return Run(folder, config, tokenizer, facts)
+
+
+def check_examples(run: Run, manifest: Manifest) -> None:
+    """Raises RunError where the task's data is not what the run began with: dev and test rows could be train rows."""
+    if manifest.data != run.facts.data:
+        raise RunError(
+            f"the data of task {manifest.task} must be what {run.folder} began with; its fingerprint was "
+            f"{run.facts.data[:12]}, got {manifest.data[:12]}. Start a new run."
+        )
 
 
 def encoder_config(model: ModelConfig, weights: Path | None, vocab_size: int) -> EncoderConfig:
@@ -88,7 +110,10 @@ def encoder_config(model: ModelConfig, weights: Path | None, vocab_size: int) ->
     if model.size is not None:
         sizes = EncoderConfig(vocab_size=vocab_size, **model.size.model_dump())
     if sizes is None:
-        raise WeightsError(f"model.weights must tell the sizes of BERT; got {weights} without them. Set model.size.")
+        raise WeightsError(
+            f"model.weights must tell the sizes of BERT; got {weights} without them. "
+            "Put its bert_config.json or config.json beside it."
+        )
     dropout = model.dropout
     return replace(sizes, dropout=dropout, attention_dropout=dropout, pooler=model.pooling == "cls")
 
@@ -100,8 +125,7 @@ def load_model(run: Run) -> MultiTaskModel:
             f"{run.folder} has no weights yet: its training has not finished an epoch. "
             f"Continue it with python -m bert_mtl.train run.resume={run.folder}"
         )
-    config = EncoderConfig(**json.loads((run.folder / "encoder.json").read_text()))
-    encoder = BertEncoder(config, dtype=run.config.model.dtype)
+    encoder = BertEncoder(run.facts.encoder, dtype=run.config.model.dtype)
     model = make_model(run.config.model, encoder, run.config.tasks, seed=0)
     load_variables(run.weights, weights_of(model))
     return model

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bert_mtl.config import TrainConfig
+from bert_mtl.runs import RunError
 
 
 @contextmanager
@@ -15,12 +16,18 @@ def make_tracker(config: TrainConfig, folder: Path) -> Iterator[Callable[[dict[s
         return
     import wandb
 
-    with wandb.init(
-        project=config.tracking.project,
-        mode=config.tracking.mode,
-        dir=folder,
-        name=folder.name,
-        config=config.model_dump(mode="json", by_alias=True),
-        tags=[*config.tasks, config.data.source],
-    ) as run:
+    try:
+        run = wandb.init(
+            project=config.tracking.project,
+            mode=config.tracking.mode,
+            dir=folder,
+            id=folder.name,  # a resumed run goes on under its own id
+            resume="allow",
+            name=folder.name,
+            config=config.model_dump(mode="json"),
+            tags=[*config.tasks, config.data.source],
+        )
+    except wandb.errors.Error as error:
+        raise RunError(f"tracking=wandb could not start: {error}. Log in, or set tracking.mode=offline.") from error
+    with run:
         yield lambda values, step: run.log(values, step=step)

@@ -6,6 +6,8 @@ Records are built where they are missing, the model starts from pretrained weigh
 
 import json
 import logging
+import shlex
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +17,27 @@ from hydra.core.hydra_config import HydraConfig
 from bert_mtl.checkpoints import load_pretrained
 from bert_mtl.config import TrainConfig
 from bert_mtl.devices import make_repeatable, make_strategy, use_xla
-from bert_mtl.encoder import BertEncoder
+from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.keeper import Keeper
 from bert_mtl.multitask import MultiTaskModel, make_losses, make_model, training_triple
 from bert_mtl.optimization import make_optimizer
 from bert_mtl.records import atomic_write
-from bert_mtl.runs import Run, encoder_config, load_variables, open_run, part_metrics, start_run, weights_of
+from bert_mtl.runs import (
+    Facts,
+    Run,
+    check_examples,
+    encoder_config,
+    everything_of,
+    load_variables,
+    open_run,
+    part_metrics,
+    start_run,
+    weights_of,
+)
+from bert_mtl.tokenization import Tokenizer
 from bert_mtl.tracking import make_tracker
-from bert_mtl.vocabulary import make_tokenizer
-from bert_mtl.weights import fetch_weights
+from bert_mtl.vocabulary import make_tokenizer, pretrained_folder
 from conf import entry
 from conf.errors import ConfigError, Problem
 from data_prep.build import build
@@ -38,12 +51,20 @@ def train(config: TrainConfig) -> dict:
     Raises:
         ConfigError, DataError, WeightsError, RunError: what is wrong, before any step is taken.
     """
-    run = open_run(config.run.resume) if config.run.resume else _started(config)
-    config = run.config
+    resumed = open_run(config.run.resume) if config.run.resume else None
+    config = resumed.config if resumed else config
     strategy = make_strategy(config.strategy)
     xla = use_xla(config.strategy, strategy)
+    check_replicas(config, strategy.num_replicas_in_sync)
     make_repeatable(config.seed, xla)
-    parts = _pipelines(run, strategy.num_replicas_in_sync)
+    tokenizer = resumed.tokenizer if resumed else make_tokenizer(config.tokenizer, config.model, config.cache_dir)
+    sizes = resumed.facts.encoder if resumed else checked_sizes(config, tokenizer)
+    parts = _pipelines(config, tokenizer, strategy.num_replicas_in_sync)
+    manifest = parts["train"].manifest
+    run = resumed or start_run(
+        Path(config.run.dir), config, tokenizer, Facts(sizes, pair=manifest.pair, data=manifest.data)
+    )
+    check_examples(run, manifest)
     with strategy.scope():
         model = _compiled(run, parts["train"], xla)
     with make_tracker(config, run.folder) as track:
@@ -86,51 +107,56 @@ def fit(model: MultiTaskModel, pipeline: Pipeline, keeper: Keeper, strategy: tf.
             shuffle=False,  # the stream is shuffled already
         )
         step = last * per_epoch
+        if model.optimizer.use_ema:  # Keras ends fit by putting the averages in the place of the weights
+            load_variables(keeper.run.state, everything_of(model))
 
 
-def _started(config: TrainConfig) -> Run:
-    tokenizer = make_tokenizer(config.tokenizer, config.model, config.cache_dir)
-    sizes = encoder_config(config.model, _weights(config), tokenizer.vocab_size)
-    if config.tokenizer.max_length > sizes.max_positions:
-        rule = f"be at most the model's {sizes.max_positions} positions"
-        raise ConfigError([Problem("tokenizer.max_length", rule, config.tokenizer.max_length)])
+def check_replicas(config: TrainConfig, replicas: int) -> None:
+    """Raises ConfigError for what does not work on so many replicas."""
+    accumulate, batch_size, found = config.optimizer.accumulate, config.train.batch_size, []
+    if replicas > 1 and accumulate > 1:
+        found.append(Problem("optimizer.accumulate", f"be 1 on {replicas} replicas", accumulate))
+    if replicas > 1 and config.strategy.xla is True:
+        found.append(Problem("strategy.xla", f"not be true on {replicas} replicas", True, ("auto", "false")))
+    if batch_size % replicas:
+        found.append(Problem("train.batch_size", f"be a multiple of the {replicas} replicas", batch_size))
+    if found:
+        raise ConfigError(found)
+
+
+def checked_sizes(config: TrainConfig, tokenizer: Tokenizer) -> EncoderConfig:
+    """The encoder's sizes. Raises ConfigError where the tokenizer or `model.trainable` go beyond them."""
+    sizes = encoder_config(config.model, pretrained_folder(config.model, config.cache_dir), tokenizer.vocab_size)
+    length, trainable, found = config.tokenizer.max_length, config.model.trainable, []
+    if length > sizes.max_positions:
+        found.append(Problem("tokenizer.max_length", f"be at most the model's {sizes.max_positions} positions", length))
+    if trainable.startswith("last:") and int(trainable.removeprefix("last:")) > sizes.num_layers:
+        found.append(Problem("model.trainable", f"name at most the model's {sizes.num_layers} layers", trainable))
     if tokenizer.vocab_size > sizes.vocab_size:
-        rule = f"hold at most the {sizes.vocab_size} pieces that model.weights were trained with"
-        raise ConfigError([Problem("tokenizer.vocab", rule, tokenizer.vocab_size)])
-    return start_run(Path(config.run.dir), config, tokenizer, sizes)
+        rule = f"hold at most the {sizes.vocab_size} pieces of model.weights"
+        found.append(Problem("tokenizer.vocab", rule, tokenizer.vocab_size))
+    if found:
+        raise ConfigError(found)
+    return sizes
 
 
-def _weights(config: TrainConfig) -> Path | None:
-    uri = config.model.weights
-    return fetch_weights(uri, sha256=config.model.sha256, cache_dir=Path(config.cache_dir)) if uri else None
-
-
-def _pipelines(run: Run, replicas: int) -> dict[str, Pipeline]:
-    config = run.config
-    if replicas > 1 and config.optimizer.accumulate > 1:
-        raise ConfigError(
-            [Problem("optimizer.accumulate", f"be 1 on {replicas} replicas", config.optimizer.accumulate)]
-        )
-    if config.train.batch_size % replicas:
-        raise ConfigError(
-            [Problem("train.batch_size", f"be a multiple of the {replicas} replicas", config.train.batch_size)]
-        )
-    if len(config.tasks) > 1:
-        raise ConfigError([Problem("task", "name one task", list(config.tasks))])
-    folder = build(config, next(iter(config.tasks)), run.tokenizer)
-    dev = Pipeline(folder, "dev", run.tokenizer, config.input, config.data, config.train.eval_batch_size)
-    train_size = config.train.batch_size
-    return {
-        "train": replace(dev, part="train", batch_size=train_size, seed=config.seed, shuffle=True, replicas=replicas),
-        "dev": dev,
-        "test": replace(dev, part="test"),
-    }
+def _pipelines(config: TrainConfig, tokenizer: Tokenizer, replicas: int) -> dict[str, Pipeline]:
+    folder = build(config, next(iter(config.tasks)), tokenizer)
+    dev = Pipeline(folder, "dev", tokenizer, config.input, config.data, config.train.eval_batch_size)
+    size = config.train.batch_size
+    train = replace(dev, part="train", batch_size=size, seed=config.seed, shuffle=True, replicas=replicas)
+    steps = config.train.epochs * train.steps_per_epoch
+    if config.optimizer.accumulate > steps:
+        rule = f"be at most the run's {steps} steps"
+        raise ConfigError([Problem("optimizer.accumulate", rule, config.optimizer.accumulate)])
+    return {"train": train, "dev": dev, "test": replace(dev, part="test")}
 
 
 def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
-    config, weights = run.config, _weights(run.config)
-    sizes = encoder_config(config.model, weights, run.tokenizer.vocab_size)
-    encoder = BertEncoder(sizes, dtype=config.model.dtype, seed=config.seed)
+    config = run.config
+    encoder = BertEncoder(run.facts.encoder, dtype=config.model.dtype, seed=config.seed)
+    # A state to resume from holds every weight.
+    weights = None if run.state.exists() else pretrained_folder(config.model, config.cache_dir)
     if weights is not None:
         report = load_pretrained(encoder, weights)
         log.info(
@@ -147,7 +173,8 @@ def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
     )
     model.optimizer.build(model.trainable_variables)
     # Now, from one replica's batch: fit would try with a batch of all replicas, and fail.
-    model._symbolic_build(data_batch=training_triple(next(pipeline.batches())))
+    with closing(pipeline.batches()) as batches:
+        model._symbolic_build(data_batch=training_triple(next(batches)))
     return model
 
 
@@ -159,6 +186,7 @@ def closing_words(run: Run, result: dict) -> str:
         f"(dev accuracy {dev[head]['accuracy']:.2%})"
         for head, test in result["test"].items()
     ]
+    folder = shlex.quote(str(run.folder))
     return "\n".join(
         [
             "",
@@ -166,9 +194,9 @@ def closing_words(run: Run, result: dict) -> str:
             f"data: {result['data']} · best epoch: {result['best_epoch']} of {epochs} · run: {run.folder}",
             "",
             "Next:",
-            f'  python -m bert_mtl.predict run={run.folder} text="A slow start, but what an ending!"',
-            f"  python -m bert_mtl.evaluate run={run.folder}",
-            f"  python -m bert_mtl.export run={run.folder} bundle=bundles/{'-'.join(run.config.tasks)}",
+            f'  python -m bert_mtl.predict run={folder} text="A slow start, but what an ending!"',
+            f"  python -m bert_mtl.evaluate run={folder}",
+            f"  python -m bert_mtl.export run={folder} bundle=bundles/{'-'.join(run.config.tasks)}",
         ]
     )
 
@@ -177,7 +205,8 @@ def _train_job(config: TrainConfig) -> None:
     others = [text for text in HydraConfig.get().overrides.task if not text.startswith("run.resume=")]
     if config.run.resume and others:
         raise ConfigError([Problem("run.resume", "stand alone: the run goes on with its own configuration", others)])
-    train(config.model_copy(update={"run": config.run.model_copy(update={"dir": str(entry.output_dir())})}))
+    own = config.run.model_copy(update={"dir": str(entry.output_dir())})
+    train(config.model_copy(update={"run": own}))
 
 
 def main() -> None:

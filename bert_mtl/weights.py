@@ -19,6 +19,7 @@ import zipfile
 from difflib import get_close_matches
 from pathlib import Path
 
+CASING = "tokenizer_config.json"  # says whether the vocabulary is lowercased
 FILES = ("model.safetensors", "config.json", "vocab.txt")
 
 
@@ -107,8 +108,8 @@ def _check(folder: Path, uri: str, sha256: str | None) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != sha256:
         raise WeightsError(
-            f"model.weights must have the hash of model.sha256, {sha256}; got {found} for {file.name} of {uri}. "
-            "Correct model.sha256 if you trust the file."
+            f"model.weights must have the hash behind #sha256=, {sha256}; got {found} for {file.name} of {uri}. "
+            "Correct the hash if you trust the file."
         )
 
 
@@ -141,7 +142,9 @@ def _from_huggingface(address: str, folder: Path) -> None:
 
     name, _, revision = address.partition("@")
     endpoint = os.environ.get("HF_ENDPOINT")
-    snapshot_download(name, revision=revision or None, local_dir=folder, allow_patterns=list(FILES), endpoint=endpoint)
+    snapshot_download(
+        name, revision=revision or None, local_dir=folder, allow_patterns=[*FILES, CASING], endpoint=endpoint
+    )
     shutil.rmtree(folder / ".cache", ignore_errors=True)
 
 

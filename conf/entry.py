@@ -112,7 +112,8 @@ def _messages_alone() -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        if not (getattr(error, "user_error", False) or isinstance(error, HydraException)):
+        told = getattr(error, "user_error", False) or isinstance(error, HydraException)
+        if not told and not (isinstance(error, OSError) and error.filename):  # a path that cannot be read or written
             raise
         print(error, file=sys.stderr)
         raise SystemExit(getattr(error, "exit_code", 1)) from None

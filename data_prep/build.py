@@ -53,7 +53,7 @@ def build(config: PrepareConfig, name: str, tokenizer: Tokenizer) -> Path:
     """
     source = resolve_source(config, name)
     used = tokenizer if config.input.kind == "tfrecord" else None  # text shards are tokenised later
-    mark = fingerprint(config, name, source, used)
+    data, mark = (fingerprint(config, name, source, part_of_it) for part_of_it in (None, used))
     kind = "tfrecord" if used else "text"
     folder = Path(config.cache_dir) / "records" / f"{name}-{config.data.source}-{kind}-{mark[:12]}"
     with locked(folder), _swept(folder):
@@ -62,7 +62,7 @@ def build(config: PrepareConfig, name: str, tokenizer: Tokenizer) -> Path:
         if (folder / "manifest.json").exists():
             check_shards(folder, load_manifest(folder))
         else:
-            _build(config, name, source, mark, folder, used)
+            _build(config, name, source, (mark, data), folder, used)
     for line in describe(load_manifest(folder)):
         log.info("%s", line)
     return folder
@@ -128,9 +128,14 @@ def _swept(folder: Path) -> Iterator[None]:
 
 
 def _build(
-    config: PrepareConfig, name: str, source: SourceConfig, mark: str, folder: Path, tokenizer: Tokenizer | None
+    config: PrepareConfig,
+    name: str,
+    source: SourceConfig,
+    fingerprints: tuple[str, str],
+    folder: Path,
+    tokenizer: Tokenizer | None,
 ) -> None:
-    """Writes all that a records folder lacks, its manifest last."""
+    """Writes all that a records folder lacks, its manifest (with both fingerprints) last."""
     task, work = config.tasks[name], folder / "work"
     try:
         spools = _spools(name, source, task, work)
@@ -163,7 +168,7 @@ def _build(
         for _ in progress:
             pass
     parts = {part: _summary(jobs[part], labels) for part in PARTS}
-    manifest = Manifest(name, config.data.source, mark, tuple(labels), "text_b" in source.columns, parts)
+    manifest = Manifest(name, config.data.source, *fingerprints, tuple(labels), "text_b" in source.columns, parts)
     manifest.save(folder)
     shutil.rmtree(work)
 

