@@ -7,12 +7,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
+from rich.progress import track
 
 from bert_mtl.config import ModelConfig, TaskConfig
 from bert_mtl.encoder import BertEncoder
 from bert_mtl.heads import ClassificationHead, ClassificationLoss, class_weights, first_states, mean_states
 from bert_mtl.input_pipeline import ROW_KEYS, Pipeline
 from bert_mtl.records import Manifest
+
+SHOWN = 200  # batches from which answering a part shows a progress bar
 
 
 class MultiTaskModel(keras.Model):
@@ -104,12 +107,13 @@ class Answered:
 
 
 def answer_part(model: MultiTaskModel, pipeline: Pipeline) -> Answered:
-    """The model's answers to every example of a part."""
+    """The model's answers to every example of a part, with a progress bar where it takes long."""
     dataset, examples = pipeline.dataset(), pipeline.examples
     logits: dict[str, np.ndarray] = {}
     labels = {name: np.zeros(examples, np.int64) for name in pipeline.manifest.heads}
     lengths = np.zeros(examples, np.int64)
-    for batch in dataset:
+    steps = pipeline.steps_per_epoch
+    for batch in track(dataset, f"answering {pipeline.part}", total=steps, disable=steps < SHOWN):
         real = batch["weight"].numpy() > 0
         places = batch["index"].numpy()[real]
         lengths[places] = np.count_nonzero(batch["segment_ids"], axis=1)[real]
