@@ -1,7 +1,7 @@
 """Multi-task BERT text classification on TensorFlow.
 
 >>> import bert_mtl
->>> bert_mtl.load("runs/imdb-20261123-061500").predict(["What a film!"])
+>>> bert_mtl.load("runs/imdb-20261123-061500").predict(["What a wonderful film!"])
 """
 
 import os

@@ -26,8 +26,8 @@ class Predictor:
     """A run's model and tokenizer, ready to answer.
 
     Example:
-        >>> bert_mtl.load("runs/imdb-20261123-061500").predict(["What a film!"])
-        [{'imdb': {'label': 'pos', 'probabilities': {'neg': 0.02, 'pos': 0.98}}}]
+        >>> bert_mtl.load("runs/imdb-20261123-061500").predict(["What a wonderful film!"])
+        [{'imdb': {'label': 'pos', 'probabilities': {'neg': 0.013, 'pos': 0.987}}}]
     """
 
     def __init__(self, run: str | Path):

@@ -194,7 +194,7 @@ def closing_words(run: Run, result: dict) -> str:
             f"data: {result['data']} · best epoch: {result['best_epoch']} of {epochs} · run: {run.folder}",
             "",
             "Next:",
-            f'  python -m bert_mtl.predict run={folder} text="A slow start, but what an ending!"',
+            f'  python -m bert_mtl.predict run={folder} text="A slow start, but I loved the ending!"',
             f"  python -m bert_mtl.evaluate run={folder}",
             f"  python -m bert_mtl.export run={folder} bundle=bundles/{'-'.join(run.config.tasks)}",
         ]
