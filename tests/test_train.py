@@ -157,6 +157,12 @@ def test_two_replicas_follow_the_loss_curve_of_one_device(toy_options, tmp_path)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-3)
 
 
+def test_an_offline_wandb_run_stands_in_the_run_folder_under_its_name(toy_options, tmp_path):
+    run_training(toy_options, tmp_path / "tracked", "train.epochs=1", "tracking=wandb")
+    (record,) = (tmp_path / "tracked" / "wandb").glob("offline-run-*-tracked/run-tracked.wandb")
+    assert record.stat().st_size > 0
+
+
 def test_selecting_on_test_is_refused():
     with pytest.raises(ConfigError, match=r"train\.select must be .*got test\. Options: dev, last"):
         entry.compose("train", ["train.select=test"], TrainConfig)
