@@ -164,6 +164,8 @@ def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
         )
         if report.missing:
             log.warning("not in the pretrained weights, so left random: %s", ", ".join(report.missing))
+        if report.unexpected:
+            log.info("in the pretrained weights, but of no use here: %s", ", ".join(report.unexpected))
     model = make_model(config.model, encoder, config.tasks, config.seed)
     model.compile(
         make_optimizer(config.optimizer, config.train.epochs * pipeline.steps_per_epoch),
