@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from omegaconf import OmegaConf
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PlainValidator, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
+from bert_mtl import mixing
+from bert_mtl.kinds import KINDS, HeadSettings, head_settings
 from conf.entry import Problem, Schema
+from conf.explain import Variants
 
 PARTS = ("train", "dev", "test")
+RESERVED = ("text", "text_b", "tokens")  # fields of a row that are no labels
 Part = Literal["train", "dev", "test"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy takes them
@@ -30,31 +34,41 @@ def _trainable(value: str) -> str:
     return value
 
 
-class HeadConfig(Schema):
-    """One question about a text: its kind and its labels, in the order of their ids."""
+def _excluded(value: str) -> str:
+    if not re.fullmatch(r"dev|test|[^.]+\.(train|dev|test)", value):
+        raise ValueError("name dev, test, or a part of another task such as imdb.test")
+    return value
 
-    kind: Literal["classification"]
-    labels: Annotated[list[str], Field(min_length=2)]
-    label_smoothing: Fraction = 0.0
-    class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
+
+Trainable = Annotated[str, AfterValidator(_trainable)]
+HeadConfig = Annotated[SerializeAsAny[HeadSettings], PlainValidator(head_settings), Variants(KINDS)]
 
 
 class SourceConfig(Schema):
-    """Where the examples of a task are read from; `path` may hold `{part}` or map parts to paths."""
+    """Where the examples of a task are read from.
 
-    format: Literal["aclimdb", "jsonl", "csv", "tsv", "folder"]
-    path: str | dict[Part, str] | None = None
-    columns: dict[str, str] = {}
+    `{part}` in `path`, `url` and `member` stands for what the source calls each of its parts, as `parts` says.
+    """
+
+    format: Literal["aclimdb", "conll", "csv", "folder", "jsonl", "slotgated", "text", "trec", "tsv"]
+    path: str | dict[str, str] | None = None
+    member: str | None = None
+    parts: dict[Part, str | list[str]] | None = None
+    columns: dict[str, str | int | list[str | int]] = {}
+    labels: dict[str, dict[str, str]] = {}
+    local: str | None = None
     url: str | None = None
-    sha256: str | None = None
+    sha256: str | dict[str, str] | None = None
     bytes: PositiveInt | None = None
 
 
 class TaskConfig(Schema):
     license: str = "not stated"
     link: str | None = None
+    trainable: Trainable = "all"
     heads: Annotated[dict[str, HeadConfig], Field(min_length=1)]
     sources: Annotated[dict[Literal["sample", "full"], SourceConfig], Field(min_length=1)]
+    exclude: list[Annotated[str, AfterValidator(_excluded)]] = []
 
 
 class DataConfig(Schema):
@@ -81,7 +95,10 @@ class ModelConfig(Schema):
     weights: Filled | None
     pooling: Literal["mean", "cls"]
     dropout: Fraction
-    trainable: Annotated[str, AfterValidator(_trainable)]
+    trainable: Trainable
+    adapters: Literal["none", "bottleneck", "layer_norm"]
+    adapter_dim: PositiveInt
+    task_embedding: bool
     dtype: Literal["float32", "mixed_bfloat16"]
     size: SizeConfig | None
 
@@ -96,12 +113,33 @@ class TokenizerConfig(Schema):
 
 class InputConfig(Schema):
     kind: Literal["tfrecord", "generator", "textline"]
+    packing: Literal["packed", "none"]
+    row_length: Annotated[int, Field(ge=8)] | None
     window: PositiveInt
     pad_to: PositiveInt
 
 
+class MixingConfig(Schema):
+    kind: Literal["proportional", "uniform", "temperature", "annealed", "explicit", "dev_score"]
+    cap: PositiveInt | None
+    temperature: PositiveFloat
+    rates: dict[str, float] | None
+    targets: dict[str, PositiveFloat] | None
+    epoch_examples: PositiveInt | None
+
+
+class WeightingConfig(Schema):
+    kind: Literal["static", "uncertainty", "dwa", "gradnorm", "pcgrad", "gradvac"]
+    temperature: PositiveFloat
+    alpha: Annotated[float, Field(ge=0)]
+    learning_rate: PositiveFloat
+    beta: Annotated[float, Field(gt=0, le=1)]
+
+
 class OptimizerConfig(Schema):
     learning_rate: PositiveFloat
+    head_learning_rate: PositiveFloat | None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
     warmup_fraction: Fraction
     weight_decay: Annotated[float, Field(ge=0)]
     clip_norm: PositiveFloat | None
@@ -153,6 +191,8 @@ class PrepareConfig(Schema):
 class TrainConfig(PrepareConfig):
     """`python -m bert_mtl.train`."""
 
+    mixing: MixingConfig
+    weighting: WeightingConfig
     optimizer: OptimizerConfig
     strategy: StrategyConfig
     tracking: TrackingConfig
@@ -163,8 +203,7 @@ class TrainConfig(PrepareConfig):
         found = super().problems()
         if self.run.resume is not None and not (Path(self.run.resume) / "config.yaml").exists():
             found.append(Problem("run.resume", "be a folder that bert_mtl.train wrote", self.run.resume))
-        if len(self.tasks) > 1:
-            found.append(Problem("task", "name one task", list(self.tasks)))
+        found += mixing.problems(self.mixing, self.tasks)
         if self.strategy.kind == "mirrored" and self.strategy.xla is True:
             found.append(Problem("strategy.xla", "not be true with strategy=mirrored", True, ("auto", "false")))
         if self.strategy.kind == "mirrored" and self.optimizer.accumulate > 1:
@@ -253,6 +292,11 @@ class VocabConfig(Schema):
         return task_problems(self.tasks, self.data)
 
 
+def full_name(task: str, head: str) -> str:
+    """What a head is called outside its task's YAML: the task's name where both are equal, else `<task>_<head>`."""
+    return head if head == task else f"{task}_{head}"
+
+
 def _overwriting(source: str | None, target: str | None) -> list[Problem]:
     if source is not None and target is not None and Path(source).absolute() == Path(target).absolute():
         return [Problem("output", "be another file than input", target)]
@@ -261,32 +305,12 @@ def _overwriting(source: str | None, target: str | None) -> list[Problem]:
 
 def task_problems(tasks: dict[str, TaskConfig], data: DataConfig) -> list[Problem]:
     """What is impossible about tasks and the data chosen for them."""
-    found = []
-    heads = [head for task in tasks.values() for head in task.heads]
-    for name, task in tasks.items():
-        key = f"tasks.{name}"
-        if data.source not in task.sources:
-            found.append(Problem("data", f"be a source that task {name} has", data.source, tuple(task.sources)))
-        for head, config in task.heads.items():
-            labels, weights = config.labels, config.class_weights
-            if len(set(labels)) < len(labels):
-                found.append(Problem(f"{key}.heads.{head}.labels", "hold each label once", labels))
-            if isinstance(weights, list) and len(weights) != len(labels):
-                rule = f"hold one weight for each of the {len(labels)} labels"
-                found.append(Problem(f"{key}.heads.{head}.class_weights", rule, weights))
-            if head in ("text", "text_b") or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", head):
-                rule = "have names of letters, digits, '_', '.' and '-', and not text or text_b"
-                found.append(Problem(f"{key}.heads", rule, head))
-            if heads.count(head) > 1:
-                found.append(Problem(f"{key}.heads", "have names no other task uses", head))
-        fields = ("text", "text_b", *task.heads)
-        for name_of_source, source in task.sources.items():
-            unknown = [field for field in source.columns if field not in fields]
-            found += [
-                Problem(f"{key}.sources.{name_of_source}.columns", "name known fields", u, fields) for u in unknown
-            ]
-    if data.path is not None and len(tasks) > 1:
-        found.append(Problem("data.path", "be null with several tasks (set tasks.<name>.sources.full.path)", data.path))
+    found = [problem for name, task in tasks.items() for problem in _task_problems(name, task, data)]
+    names = {full_name(task, head): config for task, settings in tasks.items() for head, config in settings.heads.items()}
+    for task, settings in tasks.items():
+        for head, config in settings.heads.items():
+            if config.share_head is not None:
+                found += _sharing_problems(f"tasks.{task}.heads.{head}.share_head", full_name(task, head), names)
     if data.path is not None and data.source == "sample":
         found.append(Problem("data.path", "be null with data=sample (use data=full)", data.path))
     if data.workers == 0 or data.workers < -1:
@@ -295,6 +319,41 @@ def task_problems(tasks: dict[str, TaskConfig], data: DataConfig) -> list[Proble
         total = data.dev_fraction + data.test_fraction
         found.append(Problem("data.dev_fraction", "leave a share for train beside data.test_fraction", total))
     return found
+
+
+def _task_problems(name: str, task: TaskConfig, data: DataConfig) -> list[Problem]:
+    key, found = f"tasks.{name}", []
+    if data.source not in task.sources:
+        found.append(Problem("data", f"be a source that task {name} has", data.source, tuple(task.sources)))
+    for head, config in task.heads.items():
+        found += [Problem(f"{key}.heads.{head}.{part}", rule, value) for part, rule, value in config.faults()]
+        if head in RESERVED or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", head):
+            rule = f"have names of letters, digits, '_', '.' and '-', and not {', '.join(RESERVED)}"
+            found.append(Problem(f"{key}.heads", rule, head))
+    kinds = {head: KINDS[config.kind] for head, config in task.heads.items()}
+    if len(kinds) > 1:
+        for head, kind in kinds.items():
+            if kind.level == "mask":  # it would hide words from the other heads
+                found.append(Problem(f"{key}.heads.{head}", "be the only head of its task, as it hides words", kind.kind))
+            if kind.separate:
+                found.append(Problem(f"{key}.heads.{head}", "be the only head of its task, of texts apart", kind.kind))
+    fields = (*RESERVED, *task.heads)
+    for source_name, source in task.sources.items():
+        rule, key_of_source = "name known fields", f"{key}.sources.{source_name}.columns"
+        found += [Problem(key_of_source, rule, field, fields) for field in source.columns if field not in fields]
+    return found
+
+
+def _sharing_problems(key: str, name: str, heads: dict[str, HeadSettings]) -> list[Problem]:
+    """What is impossible about the head `name` taking its layer from the head it names."""
+    own, other = heads[name], heads[name].share_head
+    if other not in heads or other == name:
+        return [Problem(key, "name another head of this run", other, [head for head in heads if head != name])]
+    if heads[other].share_head is not None:
+        return [Problem(key, "name a head that has a layer of its own", other)]
+    if own.kind != heads[other].kind or getattr(own, "labels", None) != getattr(heads[other], "labels", None):
+        return [Problem(key, f"name a {own.kind} head with the same labels", other)]
+    return []
 
 
 def _text_problems(model: ModelConfig, tokenizer: TokenizerConfig, input: InputConfig) -> list[Problem]:
@@ -307,6 +366,9 @@ def _text_problems(model: ModelConfig, tokenizer: TokenizerConfig, input: InputC
     if model.size is not None and tokenizer.max_length > model.size.max_positions:
         rule = f"be at most model.size.max_positions ({model.size.max_positions})"
         found.append(Problem("tokenizer.max_length", rule, tokenizer.max_length))
+    if input.row_length is not None and input.row_length < tokenizer.max_length:
+        rule = f"be null or at least tokenizer.max_length ({tokenizer.max_length})"
+        found.append(Problem("input.row_length", rule, input.row_length))
     if input.pad_to > tokenizer.max_length:
         rule = f"be at most tokenizer.max_length ({tokenizer.max_length})"
         found.append(Problem("input.pad_to", rule, input.pad_to))

@@ -1,6 +1,7 @@
 """Packed token ids in, token states out: BERT as one Keras model.
 
 Rows may hold several examples (segments); attention is block-diagonal, so a segment never sees its neighbours.
+All tasks share the encoder; `bert_mtl.adapters` holds what a task may have of its own within it.
 Only `keras.ops` and `keras.layers` are used: the encoder runs on every Keras backend.
 """
 
@@ -8,15 +9,23 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import keras
 from keras import layers, ops
 
+from bert_mtl.adapters import TaskAdapter, TaskLayerNorm, is_own, stop_gradients
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of a BERT encoder (Devlin et al. 2019); `model.size` of the configuration."""
+    """Sizes of a BERT encoder (Devlin et al. 2019), and what each of `tasks` has of its own in it.
+
+    `adapters` are `bottleneck` of width `adapter_dim` after every feed-forward part (where Pfeiffer et al. 2021 found
+    one as good as two), or `layer_norm`: gains and biases. `task_embedding` adds a vector of the task to its tokens.
+    """
 
     vocab_size: int
     hidden_dim: int
@@ -29,6 +38,15 @@ class EncoderConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     pooler: bool = True
+    tasks: int = 1
+    adapters: Literal["none", "bottleneck", "layer_norm"] = "none"
+    adapter_dim: int = 64
+    task_embedding: bool = False
+
+    @property
+    def reads_tasks(self) -> bool:
+        """Whether the encoder's inputs must hold `token_task`."""
+        return self.adapters != "none" or self.task_embedding
 
 
 class BertEncoder(keras.Model):
@@ -70,28 +88,56 @@ class BertEncoder(keras.Model):
         if self.pooler is not None:
             self.pooler.build(states_shape)
 
-    def call(self, inputs, training=False):
+    @property
+    def shared_weights(self) -> list[keras.Variable]:
+        """The weights that all tasks share: those of a plain BERT."""
+        return [variable for variable in self.weights if not is_own(variable.path)]
+
+    def freeze(self, blocks: int) -> None:
+        """Keeps the shared weights of the lowest `blocks` (see `adapters.frozen_blocks`) from learning.
+
+        What tasks have of their own goes on learning: with all blocks frozen, adapters as Houlsby et al. use them.
+        """
+        parts = [self.embeddings, *self.transformer_layers, *([self.pooler] if self.pooler is not None else [])]
+        frozen = parts if blocks > self.config.num_layers else parts[:blocks]
+        for variable in (variable for part in frozen for variable in part.weights):
+            variable.trainable = variable.trainable and is_own(variable.path)
+
+    def call(self, inputs, training=False, frozen: Sequence[int] | None = None):
         """Returns the last layer's states `(rows, length, hidden_dim)`, BERT's sequence_output.
 
         `inputs` holds int32 tensors `(rows, length)`: `token_ids`, `type_ids`, `position_ids` (restarting in each
-        segment) and `segment_ids` (0 is padding, otherwise the number of the example in its row).
+        segment) and `segment_ids` (0 is padding, otherwise the number of the example in its row); and `token_task`
+        (0 is padding, otherwise 1 + the number of the task) where `EncoderConfig.reads_tasks` or `frozen` is given.
+        `frozen` says for each task how many of the lowest blocks its tokens may not change: no gradient of theirs
+        passes that depth, so what the task has of its own below does not learn either.
         """
-        return self.hidden_states(inputs, training=training)[-1]
+        return self.hidden_states(inputs, training=training, frozen=frozen)[-1]
 
-    def hidden_states(self, inputs, training=False) -> list:
+    def hidden_states(self, inputs, training=False, frozen: Sequence[int] | None = None) -> list:
         """Returns the embeddings' and every layer's states, `num_layers + 1` tensors `(rows, length, hidden_dim)`."""
-        embedded = self.embeddings(inputs, training=training)
+        tasks = flat_tasks = None
+        if self.config.reads_tasks or frozen:
+            tasks = ops.one_hot(inputs["token_task"] - 1, self.config.tasks, dtype="float32")
+            flat_tasks = ops.reshape(tasks, (-1, self.config.tasks))
+        embedded = self.embeddings(inputs, tasks, training=training)
         bias = attention_bias(inputs["segment_ids"])
-        states = [ops.reshape(embedded, (-1, self.config.hidden_dim))]
-        for layer in self.transformer_layers:
-            states.append(layer(states[-1], bias, training=training))
+        states = [_stop_at(1, ops.reshape(embedded, (-1, self.config.hidden_dim)), flat_tasks, frozen)]
+        for depth, layer in enumerate(self.transformer_layers, start=2):
+            updated = layer(states[-1], bias, flat_tasks, training=training)
+            states.append(_stop_at(depth, updated, flat_tasks, frozen))
         return [ops.reshape(state, ops.shape(embedded)) for state in states]
 
-    def pool(self, first_states):
-        """Returns BERT's pooled_output `(examples, hidden_dim)` from the states of the examples' first tokens."""
+    def pool(self, first_states, task=None, frozen: Sequence[int] | None = None):
+        """Returns BERT's pooled_output `(examples, hidden_dim)` from the states of the examples' first tokens.
+
+        With `frozen`, `task` `(examples,)` int32 numbers their tasks (-1: none): one whose blocks are all frozen does
+        not change the pooler.
+        """
         if self.pooler is None:
             raise ValueError("EncoderConfig.pooler must be true where a head reads pooled_output; got False.")
-        return self.pooler(first_states)
+        tasks = None if frozen is None else ops.one_hot(task, self.config.tasks, dtype="float32")
+        return _stop_at(self.config.num_layers + 1, self.pooler(first_states), tasks, frozen)
 
 
 class BertEmbeddings(layers.Layer):
@@ -103,26 +149,30 @@ class BertEmbeddings(layers.Layer):
     def __init__(self, config: EncoderConfig, seeds: random.Random, **kwargs):
         super().__init__(**kwargs)
         self.config = config
-        self.norm = layers.LayerNormalization(epsilon=config.layer_norm_epsilon, dtype="float32", name="norm")
+        self.norm = _norm(config, "norm")
         self.dropout = layers.Dropout(config.dropout, seed=seeds.getrandbits(31), dtype=self.dtype_policy)
 
     def build(self, states_shape) -> None:
         self.word_table = self._table("word_embeddings", self.config.vocab_size)
         self.position_table = self._table("position_embeddings", self.config.max_positions)
         self.type_table = self._table("type_embeddings", self.config.type_vocab_size)
+        if self.config.task_embedding:
+            self.task_table = self._table("task_embeddings", self.config.tasks, "zeros")
         self.norm.build(states_shape)
 
-    def call(self, inputs, training=False):
+    def call(self, inputs, tasks=None, training=False):
         # With a handful of types a gather's gradient adds every token into the same few rows; a product does not.
         types = ops.one_hot(inputs["type_ids"], self.config.type_vocab_size, dtype="float32")
         states = ops.take(self.word_table, inputs["token_ids"], axis=0)
         states = states + ops.take(self.position_table, inputs["position_ids"], axis=0)
         states = states + ops.matmul(types, self.type_table)
-        return self.dropout(ops.cast(self.norm(states), self.compute_dtype), training=training)
+        if self.config.task_embedding:
+            states = states + ops.matmul(tasks, self.task_table)
+        return self.dropout(ops.cast(self.norm(states, tasks), self.compute_dtype), training=training)
 
-    def _table(self, name: str, rows: int):
+    def _table(self, name: str, rows: int, initializer=None):
         shape = (rows, self.config.hidden_dim)
-        return self.add_weight(name=name, shape=shape, initializer=_initializer(), autocast=False)
+        return self.add_weight(name=name, shape=shape, initializer=initializer or _initializer(), autocast=False)
 
 
 class TransformerLayer(layers.Layer):
@@ -136,13 +186,17 @@ class TransformerLayer(layers.Layer):
         self.num_heads = config.num_heads
         self.head_dim = config.hidden_dim // config.num_heads
         self.intermediate_dim = config.intermediate_dim
-        policy, epsilon = self.dtype_policy, config.layer_norm_epsilon
+        policy = self.dtype_policy
         self.qkv = _dense(3 * config.hidden_dim, policy, "qkv")
         self.attention_output = _dense(config.hidden_dim, policy, "attention_output")
-        self.attention_norm = layers.LayerNormalization(epsilon=epsilon, dtype="float32", name="attention_norm")
+        self.attention_norm = _norm(config, "attention_norm")
         self.intermediate = _dense(config.intermediate_dim, policy, "intermediate")
         self.feedforward_output = _dense(config.hidden_dim, policy, "output")
-        self.output_norm = layers.LayerNormalization(epsilon=epsilon, dtype="float32", name="output_norm")
+        self.adapter = None
+        if config.adapters == "bottleneck":
+            sizes = (config.tasks, config.adapter_dim, config.hidden_dim)
+            self.adapter = TaskAdapter(*sizes, activation=gelu, dtype=policy, name="task_adapter")
+        self.output_norm = _norm(config, "output_norm")
         self.dropout = layers.Dropout(config.dropout, seed=seeds.getrandbits(31), dtype=policy)
         self.attention_dropout = layers.Dropout(config.attention_dropout, seed=seeds.getrandbits(31), dtype=policy)
 
@@ -150,12 +204,16 @@ class TransformerLayer(layers.Layer):
         for layer in (self.qkv, self.attention_output, self.attention_norm, self.intermediate, self.output_norm):
             layer.build(states_shape)
         self.feedforward_output.build((None, self.intermediate_dim))
+        if self.adapter is not None:
+            self.adapter.build(states_shape)
 
-    def call(self, states, bias, training=False):
+    def call(self, states, bias, tasks=None, training=False):
         attended = self.attention_output(self._attend(states, bias, training))
-        states = self._add_and_norm(self.attention_norm, states, attended, training)
+        states = self._add_and_norm(self.attention_norm, states, attended, tasks, training)
         transformed = self.feedforward_output(gelu(self.intermediate(states)))
-        return self._add_and_norm(self.output_norm, states, transformed, training)
+        if self.adapter is not None:
+            transformed = self.adapter(transformed, tasks)
+        return self._add_and_norm(self.output_norm, states, transformed, tasks, training)
 
     def _attend(self, states, bias, training):
         """Returns the heads' contexts side by side, `(rows * length, hidden_dim)`."""
@@ -169,8 +227,8 @@ class TransformerLayer(layers.Layer):
         context = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
         return ops.reshape(context, (-1, self.num_heads * self.head_dim))
 
-    def _add_and_norm(self, norm, states, update, training):
-        return ops.cast(norm(states + self.dropout(update, training=training)), self.compute_dtype)
+    def _add_and_norm(self, norm, states, update, tasks, training):
+        return ops.cast(norm(states + self.dropout(update, training=training), tasks), self.compute_dtype)
 
 
 def attention_bias(segment_ids):
@@ -185,6 +243,18 @@ def attention_bias(segment_ids):
 def gelu(x):
     """Exact GELU (Hendrycks & Gimpel 2016), written with `erf`: Keras' own form becomes an `Erfc` ONNX cannot name."""
     return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
+
+
+def _stop_at(depth: int, states, tasks, frozen: Sequence[int] | None):
+    """The states after `depth` blocks; no gradient passes those of tasks that have exactly so many blocks frozen."""
+    if frozen is None or depth not in frozen:
+        return states
+    return stop_gradients(states, tasks, [blocks == depth for blocks in frozen])
+
+
+def _norm(config: EncoderConfig, name: str) -> TaskLayerNorm:
+    tasks = config.tasks if config.adapters == "layer_norm" else 0
+    return TaskLayerNorm(tasks, epsilon=config.layer_norm_epsilon, dtype="float32", name=name)
 
 
 def _dense(units: int, policy, name: str, activation: str | None = None) -> layers.Dense:

@@ -1,219 +1,211 @@
-"""Records in, batches out: three inputs (`tfrecord`, `generator`, `textline`) that end in identical batches.
+"""The parts of one or many tasks in, batches out (`bert_mtl.batches`).
 
-The order is a pure function of (seed, epoch): shards are shuffled, read in windows, planned into batches
-(`bert_mtl.packing`); so any step of any epoch can be reached again exactly.
+An epoch is planned before it is read: how many examples of each task, in which order, in which rows. The plan is a
+pure function of the seed, the epoch and the mixing rates, so any step of any epoch can be reached again exactly.
 """
 
-import functools
-import itertools
-import pickle
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from bert_mtl import packing
-from bert_mtl.config import DataConfig, InputConfig
-from bert_mtl.packing import Window
-from bert_mtl.records import Manifest, Shard, load_manifest, parse_lines, parse_records
+from bert_mtl.batches import Layout, Window, assemble, complete, join
+from bert_mtl.config import InputConfig
+from bert_mtl.labels import LabelSpec
+from bert_mtl.mixing import schedule
+from bert_mtl.packing import Batch, Packing, Padding, WindowPlan
+from bert_mtl.part_reader import PartReader
 from bert_mtl.tokenization import Tokenizer
-from bert_mtl.workers import run_jobs
 
-CHUNK = 512  # examples read and tokenised at once
-READ_BYTES = 1 << 20
-ROW_KEYS = ("token_ids", "type_ids", "segment_ids", "position_ids")
+SPARE = 3  # a packed row may hold so many times the number of examples that fit on average
+SPARE_MASKS = 1.5  # a batch may hide so many times the mean number of tokens
+LONGEST_ROW = 512  # of rows made longer than the longest example
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch reads: of every task `counts` examples, from the example `starts` of its endless stream on."""
+
+    number: int
+    counts: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    def following(self, counts: Sequence[int]) -> "Epoch":
+        """The epoch after this one, which goes on where this one ends."""
+        ends = tuple(start + count for start, count in zip(self.starts, self.counts, strict=True))
+        return Epoch(self.number + 1, tuple(int(count) for count in counts), ends)
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The batches of one part of a records folder.
+    """The batches of one part of some tasks.
 
-    With `replicas`, every step is that many batches of `batch_size / replicas` examples, one after the other.
+    With `input.packing=packed` a batch has as many rows as hold `batch_size` examples on average; with `none` it has
+    `batch_size` rows of one example each. With `replicas`, every step is that many batches, one after the other.
+
+    Attributes:
+        readers: of the tasks, in the order of their numbers.
+        counts: examples of each task in the first epoch; the shapes of all batches follow from them.
     """
 
-    folder: Path
-    part: str
-    tokenizer: Tokenizer
+    readers: tuple[PartReader, ...]
     input: InputConfig
-    data: DataConfig
     batch_size: int
+    counts: tuple[int, ...]
     seed: int = 0
     shuffle: bool = False
     replicas: int = 1
 
+    @property
+    def part(self) -> str:
+        return self.readers[0].part
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.readers[0].tokenizer
+
+    @property
+    def labels(self) -> tuple[LabelSpec, ...]:
+        return tuple(label for reader in self.readers for label in reader.columns.labels)
+
+    @property
+    def first_epoch(self) -> Epoch:
+        return Epoch(0, self.counts, (0,) * len(self.readers))
+
     @cached_property
-    def manifest(self) -> Manifest:
-        return load_manifest(self.folder)
+    def packing(self) -> Packing | Padding:
+        """How the examples of a step become rows, all replicas' together."""
+        if self.input.packing == "none":
+            return Padding(self.batch_size)
+        means = np.array([reader.lengths.mean() for reader in self.readers])
+        length = self.input.row_length or max(min(2 * self.tokenizer.max_length, LONGEST_ROW), self.tokenizer.max_length)
+        tokens = self.batch_size * np.average(means, weights=self.counts)
+        rows = max(round(tokens / length / self.replicas), 1) * self.replicas
+        return Packing(rows, length, most=max(8, round(SPARE * length / means.min())))
 
-    @property
-    def examples(self) -> int:
-        return self.manifest.parts[self.part].examples
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return packing.batch_count(self.examples, self.input.window, self.batch_size)
-
-    def batches(self, epoch: int = 0, skip: int = 0) -> Generator[dict, None, None]:
-        """The batches of one epoch (see `packing.assemble`), without those of its first `skip` steps."""
-        first, skip = divmod(skip, packing.batch_count(self.input.window, self.input.window, self.batch_size))
-        for number, window in enumerate(self._windows(epoch, first), first):
-            random = np.random.default_rng((self.seed, epoch, number)) if self.shuffle else None
-            for chosen in itertools.islice(packing.plan(window.lengths, self.batch_size, random), skip, None):
-                yield from self._replica_batches(window, chosen)
-            skip = 0
-
-    def dataset(self, epoch: int = 0, skip: int = 0, epochs: int = 1) -> tf.data.Dataset:
-        """`batches` from step `skip` of `epoch` on, through `epochs` epochs, as a prefetched dataset."""
-
-        def stream() -> Iterator[dict]:
-            for number in range(epoch, epoch + epochs):
-                yield from self.batches(number, skip if number == epoch else 0)
-
-        rows = self.batch_size // self.replicas
-        length = self.tokenizer.max_length if self.input.pad_to == self.tokenizer.max_length else None
-        signature = {key: tf.TensorSpec((rows, length), tf.int32) for key in ROW_KEYS}
-        signature |= {key: tf.TensorSpec((rows,), tf.int32) for key in ("first_token", "index")}
-        signature |= {f"label.{head}": tf.TensorSpec((rows,), tf.int32) for head in self.manifest.heads}
-        signature["weight"] = tf.TensorSpec((rows,), tf.float32)
-        return tf.data.Dataset.from_generator(stream, output_signature=signature).prefetch(4)
-
-    def _replica_batches(self, window: Window, chosen: np.ndarray) -> Iterator[dict]:
-        rows = self.batch_size // self.replicas
-        for replica in range(self.replicas):
-            mine = chosen[replica :: self.replicas]
-            yield packing.assemble(window, mine, rows, self.input.pad_to, self.tokenizer.max_length)
-
-    def _windows(self, epoch: int, first: int) -> Iterator[Window]:
-        """From window `first` on, the chunks joined to exactly `input.window` examples (the last may be fewer)."""
-        shards, index = self._order(epoch)
-        skip = first * self.input.window
-        index = index[skip:]
-        while shards and skip >= shards[0].examples:
-            skip -= shards.pop(0).examples
-        held: list[dict] = []
-        for chunk in self._chunks([str(self.folder / shard.file) for shard in shards], skip):
-            held.append(chunk)
-            while sum(len(chunk["lengths"]) for chunk in held) >= self.input.window:
-                chunk, rest = _cut(held, self.input.window)
-                yield self._window(chunk, index)
-                held, index = [rest], index[self.input.window :]
-        if len(index):
-            yield self._window(_cut(held, len(index))[0], index)
-
-    def _order(self, epoch: int) -> tuple[list[Shard], np.ndarray]:
-        """The shards as this epoch reads them, and the stored places `(examples,)` of their examples."""
-        shards = self.manifest.parts[self.part].shards
-        order = np.arange(len(shards))
-        if self.shuffle:
-            np.random.default_rng((self.seed, epoch)).shuffle(order)
-        begin = np.cumsum([0, *(shard.examples for shard in shards)], dtype=np.int32)
-        places = [np.arange(begin[i], begin[i + 1], dtype=np.int32) for i in order]
-        return [shards[i] for i in order], np.concatenate(places)
-
-    def _window(self, chunk: dict, index: np.ndarray) -> Window:
-        lengths = chunk["lengths"]
-        return Window(
-            token_ids=chunk["token_ids"],
-            splits=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-            second_start=chunk["second_start"],
-            labels={head: chunk[f"label.{head}"] for head in self.manifest.heads},
-            index=index[: len(lengths)],
+    @cached_property
+    def layout(self) -> Layout:
+        """The shapes of one replica's batch."""
+        packing, longest = self.packing, self.tokenizer.max_length
+        rows, packed = packing.rows // self.replicas, isinstance(packing, Packing)
+        length = packing.length if packed else longest if self.input.pad_to == longest else None
+        separate = {reader.task.number: reader.task.separate for reader in self.readers}
+        return Layout(
+            rows=rows,
+            segments=rows * (packing.most if packed else 1) * (1 + any(separate.values())),
+            heads=self.labels,
+            separate=tuple(separate.get(task, False) for task in range(max(separate) + 1)),
+            length=length,
+            pad_to=self.input.pad_to,
+            places=self._places(rows * (length or longest)),
+            masking={
+                "continues": self.tokenizer.continuations,
+                "special_ids": self.tokenizer.special_ids,
+                "mask_id": self.tokenizer.mask_id,
+            },
         )
 
-    def _chunks(self, files: list[str], skip: int) -> Iterator[dict]:
-        """What the files hold after their first `skip` examples: see `_flat`."""
-        if self.input.kind == "generator":
-            return self._worker_chunks(files, skip)
-        if self.input.kind == "tfrecord":
-            stored = tf.data.TFRecordDataset(files, buffer_size=READ_BYTES)
-            function = _record_reader(self.manifest.heads)
-        else:
-            stored = tf.data.TextLineDataset(files, buffer_size=READ_BYTES)
-            function = _line_reader(self._packed_tokenizer, self.manifest.heads, self.manifest.pair)
-        chunks = stored.skip(skip).batch(CHUNK).map(function, num_parallel_calls=tf.data.AUTOTUNE)
-        return chunks.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    def _places(self, tokens: int) -> int:
+        """Masked tokens of one batch at most: some more than the share of the task that masks most asks for."""
+        read = np.array([reader.lengths.mean() for reader in self.readers]) * self.counts
+        rates = [max((label.rate for label in reader.columns.labels), default=0) for reader in self.readers]
+        return int(np.ceil(SPARE_MASKS * tokens * np.max(rates * read) / read.sum()))
 
-    def _worker_chunks(self, files: list[str], skip: int) -> Iterator[dict]:
-        """Workers tokenise one window ahead of the one that is read: busy all the time, and no more in memory."""
-        lines = itertools.islice(_lines(files), skip, None)
-        begun: Iterator[dict] = iter(())
-        while jobs := list(itertools.islice(self._jobs(lines), max(1, self.input.window // CHUNK))):
-            previous, begun = begun, run_jobs(_tokenise_in_worker, jobs, self.data, examples=self.examples)
-            yield from previous
-        yield from begun
+    def steps(self, epoch: Epoch) -> int:
+        """How many batches (of all replicas together) an epoch has."""
+        return sum(len(plan.batches) for plan in self._plans(epoch, self._order(epoch)))
 
-    def _jobs(self, lines: Iterator[bytes]) -> Iterator[tuple]:
-        while chunk := list(itertools.islice(lines, CHUNK)):
-            yield self._packed_tokenizer, self.manifest.heads, self.manifest.pair, chunk
+    def batches(self, epoch: Epoch, skip: int = 0) -> Generator[dict, None, None]:
+        """The batches of one epoch, without those of its first `skip` steps."""
+        order, step, window, stream = self._order(epoch), 0, None, iter(())
+        for plan in self._plans(epoch, order):
+            if window is None and step + len(plan.batches) <= skip:
+                step += len(plan.batches)
+                continue
+            if window is None:
+                begin, new = int(plan.positions.min()), plan.positions
+                stream = self._stream(epoch, order, begin)
+                window = self._read(stream, order[begin : new.max() + 1]).take(new - begin)
+            else:
+                fresh = plan.positions[len(window.task) :]
+                window = join([window, self._read(stream, order[fresh])])
+            for batch in plan.batches:
+                if step >= skip:
+                    yield from self._replica_batches(window, batch, epoch.number, step)
+                step += 1
+            window = window.take(plan.carried)
 
-    @cached_property
-    def _packed_tokenizer(self) -> bytes:
-        return pickle.dumps(self.tokenizer)
+    def dataset(self, epoch: Epoch, skip: int = 0) -> tf.data.Dataset:
+        """`batches` as a prefetched dataset."""
+        layout = self.layout
+        tokens, segments, places = (layout.rows, layout.length), (layout.segments,), (layout.places,)
+        signature = {
+            name: tf.TensorSpec(tokens, tf.int32) for name in ("token_ids", "type_ids", "segment_ids", "position_ids")
+        }
+        signature |= {
+            name: tf.TensorSpec(segments, tf.int32) for name in ("first_token", "task", "partner", "index")
+        }
+        signature["examples"] = tf.TensorSpec((), tf.float32)
+        for head in layout.heads:
+            items = {"text": segments, "token": tokens, "mask": places}[head.level]
+            signature[f"label.{head.name}"] = tf.TensorSpec((*items, *head.shape), head.dtype)
+            signature[f"weight.{head.name}"] = tf.TensorSpec(items, tf.float32)
+            signature[f"count.{head.name}"] = tf.TensorSpec((), tf.float32)
+            if head.level == "mask":
+                signature[f"place.{head.name}"] = tf.TensorSpec(places, tf.int32)
+        batches = tf.data.Dataset.from_generator(lambda: self.batches(epoch, skip), output_signature=signature)
+        return batches.prefetch(4)
+
+    def _order(self, epoch: Epoch) -> np.ndarray:
+        """The task of every example `(examples,)` of an epoch."""
+        return schedule(np.asarray(epoch.counts))
+
+    def _plans(self, epoch: Epoch, order: np.ndarray) -> Iterator[WindowPlan]:
+        lengths = np.zeros(len(order), np.int64)
+        for number, reader in enumerate(self.readers):
+            places = reader.order(epoch.starts[number], epoch.counts[number])
+            lengths[order == number] = reader.lengths[places]
+
+        def random_of(window: int) -> np.random.Generator | None:
+            return np.random.default_rng((self.seed, epoch.number, window)) if self.shuffle else None
+
+        return self.packing.plan(lengths, self.input.window, random_of)
+
+    def _stream(self, epoch: Epoch, order: np.ndarray, begin: int) -> list["_Stream"]:
+        """Each task's examples from the one on that is first at or after place `begin` of the epoch."""
+        read = np.bincount(order[:begin], minlength=len(self.readers))
+        return [
+            _Stream(reader, start + int(count), self.labels)
+            for reader, start, count in zip(self.readers, epoch.starts, read, strict=True)
+        ]
+
+    def _read(self, streams: list["_Stream"], order: np.ndarray) -> Window:
+        """The next examples, one for each entry of `order`, the number of its task."""
+        counts = np.bincount(order, minlength=len(streams))
+        parts = [stream.next(int(count)) for stream, count in zip(streams, counts, strict=True)]
+        mixed = np.empty(len(order), np.int64)
+        mixed[np.argsort(order, kind="stable")] = np.arange(len(order))
+        return join(parts).take(mixed) if len(parts) > 1 else parts[0]
+
+    def _replica_batches(self, window: Window, batch: Batch, epoch: int, step: int) -> Iterator[dict]:
+        for replica in range(self.replicas):
+            mine = batch.row % self.replicas == replica
+            share = Batch(batch.chosen[mine], batch.row[mine] // self.replicas)
+            yield assemble(window, share, self.layout, np.random.default_rng((self.seed, epoch, step, replica)))
 
 
-def text_batches(
-    tokenizer: Tokenizer, texts: Sequence[str], texts_b: Sequence[str] | None, batch_size: int, pad_to: int
-) -> Iterator[dict]:
-    """Batches (see `packing.assemble`) of unlabelled texts or pairs, sorted by length; `index` tells their places."""
-    encoded = tokenizer.encode(tf.constant(texts), None if texts_b is None else tf.constant(texts_b))
-    window = Window(
-        token_ids=encoded.token_ids.values.numpy(),
-        splits=encoded.token_ids.row_splits.numpy(),
-        second_start=encoded.second_start.numpy(),
-        labels={},
-        index=np.arange(len(texts)),
-    )
-    for chosen in packing.plan(window.lengths, batch_size, None):
-        yield packing.assemble(window, chosen, batch_size, pad_to, tokenizer.max_length)
+class _Stream:
+    """The endless examples of one task, as many at a time as are asked for."""
 
+    def __init__(self, reader: PartReader, start: int, labels: tuple[LabelSpec, ...]):
+        self.chunks = (complete(window, labels) for window in reader.windows(start))
+        self.held = [complete(reader.nothing, labels)]
 
-@functools.lru_cache(maxsize=8)
-def _record_reader(heads: tuple[str, ...]) -> Callable[[tf.Tensor], dict]:
-    """Serialised records `(n,)` to a chunk, as a graph that is traced once."""
-    return _graph(lambda records: _flat(parse_records(records, heads)))
-
-
-@functools.lru_cache(maxsize=8)
-def _line_reader(tokenizer: bytes, heads: tuple[str, ...], pair: bool) -> Callable[[tf.Tensor], dict]:
-    """Lines `(n,)` of text shards to a chunk, as a graph that every process builds once."""
-    encode = pickle.loads(tokenizer).encode
-
-    def read(lines: tf.Tensor) -> dict:
-        texts, texts_b, labels = parse_lines(lines, heads, pair)
-        encoded = encode(texts, texts_b)
-        return _flat({"token_ids": encoded.token_ids, "second_start": encoded.second_start, **labels})
-
-    return _graph(read)
-
-
-def _graph(function: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], dict]:
-    return tf.function(function, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
-
-
-def _tokenise_in_worker(tokenizer: bytes, heads: tuple[str, ...], pair: bool, lines: list[bytes]) -> dict:
-    chunk = _line_reader(tokenizer, heads, pair)(tf.constant(lines))
-    return {key: value.numpy() for key, value in chunk.items()}
-
-
-def _lines(files: Iterable[str]) -> Iterator[bytes]:
-    for file in files:
-        with open(file, "rb") as lines:
-            for line in lines:
-                yield line.removesuffix(b"\n")
-
-
-def _flat(chunk: dict) -> dict:
-    """Ragged token ids as flat ids and lengths, so that a chunk is a dictionary of plain arrays."""
-    ids = chunk.pop("token_ids")
-    return {"token_ids": ids.values, "lengths": ids.row_lengths(), **chunk}
-
-
-def _cut(chunks: list[dict], size: int) -> tuple[dict, dict]:
-    """The first `size` examples of chunks joined, and the rest."""
-    joined = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
-    tokens = int(joined["lengths"][:size].sum())
-    at = {key: tokens if key == "token_ids" else size for key in joined}
-    return {k: v[: at[k]] for k, v in joined.items()}, {k: v[at[k] :] for k, v in joined.items()}
+    def next(self, count: int) -> Window:
+        while sum(len(window.task) for window in self.held) < count:
+            self.held.append(next(self.chunks))
+        joined = join(self.held)
+        self.held = [joined.take(np.arange(count, len(joined.task)))]
+        return joined.take(np.arange(count))

@@ -1,15 +1,20 @@
 """What a training keeps: dev scores after every epoch, the selected weights, and a state to resume from exactly."""
 
+import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Any
 
 import keras
 import numpy as np
 
-from bert_mtl.input_pipeline import Pipeline
+from bert_mtl.input_pipeline import Epoch, Pipeline
+from bert_mtl.mixing import quotas, rates
 from bert_mtl.optimization import averaged_weights
+from bert_mtl.records import atomic_write
 from bert_mtl.runs import (
     Run,
     RunError,
@@ -25,79 +30,134 @@ log = logging.getLogger(__name__)
 
 
 class Keeper(keras.callbacks.Callback):
-    """Keras callback of a run.
+    """Keras callback of a run, over fits of one epoch each.
 
     Attributes:
-        epochs: one dictionary a finished epoch: train loss and accuracy, `dev` metrics by head, seconds.
+        epoch: the one that is trained now; `offset` of its `steps` are done, `step` in all.
+        epochs: one dictionary a finished epoch: train losses, `dev` metrics by head, what heads tuned, seconds.
         best: index in `epochs` of the epoch whose weights are kept (`train.select`).
         stop: no better epoch came for `train.patience` epochs.
     """
 
-    def __init__(self, run: Run, dev: Pipeline, steps_per_epoch: int, track: Callable[[dict, int], None]):
+    def __init__(self, run: Run, train: Pipeline, dev: Mapping[str, Pipeline], track: Callable[[dict, int], None]):
         super().__init__()
-        self.run, self.dev, self.steps_per_epoch, self.track = run, dev, steps_per_epoch, track
+        self.run, self.train, self.dev, self.track = run, train, dev, track
         self.settings = run.config.train
+        self.epoch, self.steps = train.first_epoch, train.steps(train.first_epoch)
         self.epochs: list[dict] = []
-        self.best = 0
+        self.best = self.step = self.offset = 0
         self.stop = False
-        self.step = 0
         self.verbose = 1 if sys.stdout.isatty() else 0  # the log has a line an epoch
 
-    def restore(self, model: keras.Model) -> int:
-        """Brings `model` to the run's saved state, if any; returns the number of steps done."""
+    @property
+    def done(self) -> bool:
+        return self.stop or self.epoch.number >= self.settings.epochs
+
+    def restore(self, model: keras.Model) -> None:
+        """Brings `model` to the run's saved state, if any."""
         if self.run.state.exists():
             facts = read_facts(self.run.state)
-            self.epochs, self.best, self.stop, self.step = facts["epochs"], facts["best"], facts["stop"], facts["step"]
+            self.epoch = Epoch(*(tuple(v) if isinstance(v, list) else v for v in facts.pop("epoch")))
+            vars(self).update(facts)
+            self.steps = self.train.steps(self.epoch)
             load_variables(self.run.state, everything_of(model))
-            log.info("resumed at step %d of %d", self.step, self.settings.epochs * self.steps_per_epoch)
-        return self.step
+            log.info("resumed in epoch %d after %d steps", self.epoch.number + 1, self.step)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.started = time.perf_counter()
-        if self.step % self.steps_per_epoch:  # fit has just cleared the running metrics of the interrupted epoch
+        if self.offset:  # fit has just cleared the running metrics of the interrupted epoch
             metrics = {name: v for name, v in everything_of(self.model).items() if name.startswith("metric/")}
             load_variables(self.run.state, metrics)
 
-    def on_train_batch_end(self, batch, logs=None):
-        self.step += 1
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if not np.isfinite(logs["loss"]):
-            raise RunError(
-                f"the loss must stay finite; got {logs['loss']} at step {self.step}. "
-                "Lower optimizer.learning_rate or set optimizer.clip_norm. "
-                + ("The last good state is kept." if self.run.state.exists() else "No state has been saved yet.")
-            )
-        if self.step % self.settings.save_every == 0 and self.step % self.steps_per_epoch:
+            raise RunError(self._broken(logs))
+        self.step, self.offset = self.step + 1, self.offset + 1
+        if self.step % self.settings.save_every == 0 and self.offset < self.steps:
             self.save()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         seconds = time.perf_counter() - self.started
+        self.model.weighting.end_epoch()
+        losses = {name: float(value) for name, value in logs.items()}
+        counts = dict(zip(self.run.tasks, self.epoch.counts, strict=True))
+        entry = {"epoch": epoch + 1, **losses, "examples": counts, "weights": self.model.weighting.current()}
         with averaged_weights(self.model):
-            dev = part_metrics(self.model, self.dev)
-            self.epochs.append(
-                {"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "dev": dev, "seconds": seconds}
-            )
-            if self.settings.select == "last" or score(dev) > max(map(_dev_score, self.epochs[:-1]), default=-np.inf):
+            dev = part_metrics(self.model, self.dev, tune=True)
+            tuned = {name: head.tuned for name, head in self.model.heads.items() if head.tuned}
+            self.epochs.append(entry | {"dev": dev, "tuned": tuned, "seconds": seconds})
+            scores = [self.score(done["dev"]) for done in self.epochs]
+            if self.settings.select == "last" or scores[-1] > max(scores[:-1], default=-np.inf):
                 self.best = epoch
                 save_variables(self.run.weights, weights_of(self.model))
-        logs |= {f"dev_{head}_{name}": value for head, scores in dev.items() for name, value in scores.items()}
+                with atomic_write(self.run.tuned) as file:
+                    file.write(json.dumps(tuned).encode())
         self.stop = self.settings.patience is not None and epoch - self.best >= self.settings.patience
-        self.model.stop_training = self.stop
+        self.epoch, self.offset = self.epoch.following(self._counts(epoch + 1, dev)), 0
+        self.steps = self.train.steps(self.epoch)
         self.save()
-        self.track(dict(logs), self.step)
-        log.info("epoch %d: %s", epoch + 1, ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
+        self._report(losses, dev, counts)
+
+    def _report(self, losses: dict[str, float], dev: dict[str, dict[str, float]], counts: dict[str, int]) -> None:
+        """A line a head in the log, and everything to the tracker."""
+        weights = self.model.weighting.current()
+        total = sum(counts.values())
+        tracked = {f"dev_{head}_{name}": value for head, found in dev.items() for name, value in found.items()}
+        tracked |= {f"share_{task}": count / total for task, count in counts.items()}
+        tracked |= {f"weight_{head}": value for head, value in weights.items()}
+        self.track(losses | tracked, self.step)
+        shares = ", ".join(f"{task} {count:,} ({count / total:.1%})" for task, count in counts.items())
+        log.info("epoch %d: loss %.4f; examples: %s", len(self.epochs), losses["loss"], shares)
+        for head, found in dev.items():
+            scores = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+            log.info("  %s: loss %.4f, weight %.3g; dev: %s", head, losses[f"{head}_loss"], weights[head], scores)
+
+    def score(self, dev: dict[str, dict[str, float]]) -> float:
+        """What selection compares: the mean over heads of each one's own metric."""
+        return float(np.mean(list(self.task_scores(dev).values())))
+
+    def task_scores(self, dev: dict[str, dict[str, float]]) -> dict[str, float]:
+        """Task -> mean over its heads of each one's own metric on dev."""
+        return {
+            name: float(np.mean([dev[head.name][head.metric] for head in task.heads.values()]))
+            for name, task in self.run.tasks.items()
+        }
+
+    def _counts(self, epoch: int, dev: dict[str, dict[str, float]]) -> np.ndarray:
+        """How many examples of each task epoch number `epoch` has."""
+        config, sizes = self.run.config.mixing, task_sizes(self.train)
+        shares = rates(config, sizes, epoch=epoch, epochs=self.settings.epochs, scores=self.task_scores(dev))
+        return quotas(shares, sum(self.epoch.counts))
+
+    def _broken(self, logs: dict[str, float]) -> str:
+        """What is said of a loss that is not finite; the batch's examples are written to the run's folder."""
+        heads = [name for name in self.model.heads if not np.isfinite(logs[f"{name}_loss"])]
+        with closing(self.train.batches(self.epoch, self.offset)) as batches:
+            found = next(batches)
+        names, read = list(self.run.tasks), found["index"] >= 0
+        examples: dict[str, list[int]] = {name: [] for name in names}
+        for task, index in zip(found["task"][read], found["index"][read], strict=True):
+            examples[names[task]].append(int(index))
+        file = self.run.folder / f"broken-batch-{self.step + 1}.json"
+        with atomic_write(file) as written:
+            facts = {"step": self.step + 1, "heads": heads, "examples": examples}
+            written.write(json.dumps(facts, indent=1).encode())
+        return (
+            f"the loss of {' and '.join(heads) or 'every head together'} must stay finite; got {logs['loss']} at step "
+            f"{self.step + 1}. The places of its examples in the train parts: {file}. Lower optimizer.learning_rate or "
+            "set optimizer.clip_norm. "
+            + ("The last good state is kept." if self.run.state.exists() else "No state has been saved yet.")
+        )
 
     def save(self) -> None:
         """Writes the state to resume from, unless the last update broke it: the next step's loss tells."""
         if not all(np.isfinite(keras.ops.convert_to_numpy(v)).all() for v in self.model.trainable_variables):
             return
-        facts = {"step": self.step, "epochs": self.epochs, "best": self.best, "stop": self.stop}
-        save_variables(self.run.state, everything_of(self.model), facts)
+        facts = {name: getattr(self, name) for name in ("step", "offset", "epochs", "best", "stop")}
+        epoch = [self.epoch.number, self.epoch.counts, self.epoch.starts]
+        save_variables(self.run.state, everything_of(self.model), facts | {"epoch": epoch})
 
 
-def score(dev: dict[str, dict[str, float]]) -> float:
-    """What selection compares: the mean accuracy over heads."""
-    return float(np.mean([scores["accuracy"] for scores in dev.values()]))
-
-
-def _dev_score(epoch: dict) -> float:
-    return score(epoch["dev"])
+def task_sizes(pipeline: Pipeline) -> dict[str, int]:
+    """Task -> examples of the pipeline's part."""
+    return {reader.task.name: reader.examples for reader in pipeline.readers}

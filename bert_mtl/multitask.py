@@ -1,21 +1,21 @@
-"""The Keras model: one encoder, a head for every question, batches of `bert_mtl.packing` in, logits by head out."""
+"""The Keras model: one encoder, a layer for every head, batches of `bert_mtl.batches` in; and its training step."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
-from rich.progress import track
 
-from bert_mtl.config import ModelConfig, TaskConfig
+from bert_mtl.adapters import frozen_blocks
+from bert_mtl.batches import INPUTS
+from bert_mtl.config import ModelConfig
 from bert_mtl.encoder import BertEncoder
-from bert_mtl.heads import ClassificationHead, ClassificationLoss, class_weights, first_states, mean_states
-from bert_mtl.input_pipeline import ROW_KEYS, Pipeline
-from bert_mtl.records import Manifest
-
-SHOWN = 200  # batches from which answering a part shows a progress bar
+from bert_mtl.kinds import Head
+from bert_mtl.kinds.head import LayerContext
+from bert_mtl.pooling import mean_states, states_at
+from bert_mtl.tasks import Task
+from bert_mtl.weighting import Weighting
 
 
 class MultiTaskModel(keras.Model):
@@ -23,102 +23,128 @@ class MultiTaskModel(keras.Model):
 
     Args:
         encoder: the shared encoder.
-        heads: head name -> layer from example vectors `(examples, hidden_dim)` to logits.
-        pooling: what a head sees of an example: `mean` of its token states, or `cls` (BERT's pooled_output).
+        heads: by full name; each has its layer.
+        pooling: what a text head sees of a segment: `mean` of its token states, or `cls` (BERT's pooled_output).
+        frozen: for each task, how many of the encoder's lowest blocks its examples leave unchanged.
     """
 
-    def __init__(self, encoder: BertEncoder, heads: dict[str, keras.layers.Layer], pooling: str, **kwargs):
+    def __init__(
+        self, encoder: BertEncoder, heads: dict[str, Head], pooling: str, frozen: Sequence[int] | None = None, **kwargs
+    ):
         super().__init__(dtype=encoder.dtype_policy, **kwargs)
         self.encoder = encoder
-        self.head_layers = heads
+        self.heads = heads
+        self.head_layers = {name: head.layer for name, head in heads.items() if head.settings.share_head is None}
         self.pooling = pooling
+        self.frozen = tuple(frozen) if frozen and any(frozen) else None
+        self.weighting: Weighting | None = None  # a training sets it
+        self.loss_means = [keras.metrics.Mean(name) for name in ("loss", *(f"{head}_loss" for head in heads))]
+        self.answerers: dict[tuple[str, ...], Any] = {}
         self.built = True  # every variable exists already
 
-    def call(self, inputs, training=False):
-        """Logits by head `(examples, labels)` for the arrays of `packing.assemble`."""
-        states = self.encoder(inputs, training=training)
-        vectors = self.example_vectors(states, inputs)
-        return {name: head(vectors, training=training) for name, head in self.head_layers.items()}
+    def call(self, inputs, training=False, heads: Sequence[str] | None = None):
+        """Outputs of the named heads (of all) for the arrays of `batches.assemble`."""
+        inputs = dict(inputs)
+        if self.encoder.config.reads_tasks or self.frozen:
+            by_segment = ops.concatenate([ops.zeros((1,), "int32"), inputs["task"] + 1])
+            inputs["token_task"] = ops.take(by_segment, inputs["segment_ids"])
+        states = self.encoder(inputs, training=training, frozen=self.frozen)
+        chosen = {name: self.heads[name] for name in (self.heads if heads is None else heads)}
+        seen = {
+            level: self._seen(level, states, inputs)
+            for level in {head.level for head in chosen.values()} - {"mask"}
+        }
+        return {
+            name: head.layer(
+                states_at(states, inputs[f"place.{name}"]) if head.level == "mask" else seen[head.level],
+                training=training,
+            )
+            for name, head in chosen.items()
+        }
 
-    def example_vectors(self, states, inputs):
-        """`(examples, hidden_dim)` vectors of the examples whose token states are `(rows, length, hidden_dim)`."""
+    def _seen(self, level: str, states, inputs):
+        """What heads of a level see: token states, or a vector of each segment."""
+        return states if level == "token" else self.segment_vectors(states, inputs)
+
+    def segment_vectors(self, states, inputs):
+        """`(segments, hidden_dim)` vectors of the segments whose token states are `(rows, length, hidden_dim)`."""
         if self.pooling == "mean":
             return mean_states(states, inputs["segment_ids"], ops.shape(inputs["first_token"])[0])
-        return self.encoder.pool(first_states(states, inputs["first_token"]))
+        return self.encoder.pool(states_at(states, inputs["first_token"]), inputs["task"], self.frozen)
 
-    @cached_property
-    def answer(self):
-        """`call` without training, as one compiled function that all evaluation and prediction shares."""
-        return tf.function(lambda inputs: self(inputs, training=False), reduce_retracing=True)
+    def answer(self, batch: Mapping[str, Any], heads: Sequence[str]) -> dict[str, Any]:
+        """What the named heads answer to a batch (`Head.answer`), by a graph that is traced once for these heads."""
+        names = tuple(heads)
+        if names not in self.answerers:
 
-    def freeze(self, trainable: str) -> None:
-        """Lets only part of the weights learn: `all`, `heads`, or `last:<n>` layers of the encoder (and the heads)."""
-        if trainable == "heads":
-            self.encoder.trainable = False
-        elif trainable != "all":
-            learning = int(trainable.removeprefix("last:"))
-            self.encoder.embeddings.trainable = False
-            for layer in self.encoder.transformer_layers[:-learning]:
-                layer.trainable = False
+            def answers(inputs, labels):
+                outputs = self(inputs, training=False, heads=names)
+                return {name: self.heads[name].answer(outputs[name], labels.get(name), inputs) for name in names}
+
+            self.answerers[names] = tf.function(answers, reduce_retracing=True)
+        labels = {name: batch[f"label.{name}"] for name in names if f"label.{name}" in batch}
+        return self.answerers[names](model_inputs(batch, names), labels)
+
+    # ---- training ----
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return self.loss_means
+
+    @property
+    def head_variables(self) -> list[keras.Variable]:
+        """The heads' variables that learn."""
+        return [variable for layer in self.head_layers.values() for variable in layer.trainable_variables]
+
+    def train_step(self, batch):
+        """One update; returns the running means of the total loss and of each head's.
+
+        The loss of a head is the mean over its labelled items of all replicas; `weighting` says how they add up.
+        """
+        inputs, names = model_inputs(batch, self.heads), list(self.heads)
+        counts = _over_replicas(ops.stack([batch["examples"], *(batch[f"count.{name}"] for name in names)]))
+        with tf.GradientTape(persistent=True) as tape:
+            outputs = self(inputs, training=True)
+            losses = []
+            for name, head in self.heads.items():
+                total, weight = head.loss(outputs[name], batch[f"label.{name}"], batch[f"weight.{name}"], inputs)
+                losses.append(total / ops.maximum(_over_replicas(weight), 1e-6))
+        shares = counts[1:] / ops.maximum(counts[0], 1.0)
+        shared, own = self.encoder.trainable_variables, self.head_variables
+        loss, gradients = self.weighting.gradients(tape, losses, shares, shared, own)
+        self.optimizer.apply(gradients, [*shared, *own])
+        means = zip(self.metrics, [loss, *losses], [counts[0], *ops.unstack(counts[1:])], strict=True)
+        for mean, value, count in means:
+            mean.update_state(_over_replicas(value), sample_weight=count)
+        return {mean.name: mean.result() for mean in self.metrics}
 
 
-def make_model(config: ModelConfig, encoder: BertEncoder, tasks: dict[str, TaskConfig], seed: int) -> MultiTaskModel:
+def model_inputs(batch: Mapping[str, Any], heads: Sequence[str] = ()) -> dict[str, Any]:
+    """What the model is called with, of a batch of `batches.assemble`."""
+    places = [f"place.{name}" for name in heads if f"place.{name}" in batch]
+    return {key: batch[key] for key in (*INPUTS, *places)}
+
+
+def _over_replicas(value):
+    """The sum of a tensor over all replicas of this step."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def make_model(config: ModelConfig, encoder: BertEncoder, tasks: Mapping[str, Task], seed: int) -> MultiTaskModel:
     """The model of a configuration, weights as they are in `encoder`, heads new."""
-    heads = {
-        name: ClassificationHead(encoder.config.hidden_dim, len(head.labels), config.dropout, seed=seed + i, name=name)
-        for task in tasks.values()
-        for i, (name, head) in enumerate(task.heads.items())
-    }
-    model = MultiTaskModel(encoder, heads, config.pooling, name="multitask")
-    model.freeze(config.trainable)
-    return model
-
-
-def make_losses(tasks: dict[str, TaskConfig], manifests: dict[str, Manifest]) -> dict[str, keras.losses.Loss]:
-    """The loss of every head; class weights follow the labels of the task's train part."""
-    return {
-        name: ClassificationLoss(
-            head.label_smoothing, class_weights(head, manifests[task].parts["train"].labels[name]), name=f"{name}_loss"
-        )
-        for task, settings in tasks.items()
-        for name, head in settings.heads.items()
-    }
-
-
-def model_inputs(batch: dict) -> dict:
-    """What the model is called with, of a batch of `packing.assemble` (or of its tensor specs)."""
-    return {key: batch[key] for key in (*ROW_KEYS, "first_token")}
-
-
-def training_triple(batch: dict) -> tuple[dict, dict, dict]:
-    """A batch as Keras' fit takes it: inputs, label ids by head, weights by head."""
-    labels = {key.removeprefix("label."): value for key, value in batch.items() if key.startswith("label.")}
-    return model_inputs(batch), labels, dict.fromkeys(labels, batch["weight"])
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A part's logits `(examples, labels)` and label ids `(examples,)` by head, and `lengths (examples,)` in tokens,
-    in stored order."""
-
-    logits: dict[str, np.ndarray]
-    labels: dict[str, np.ndarray]
-    lengths: np.ndarray
-
-
-def answer_part(model: MultiTaskModel, pipeline: Pipeline) -> Answered:
-    """The model's answers to every example of a part, with a progress bar where it takes long."""
-    dataset, examples = pipeline.dataset(), pipeline.examples
-    logits: dict[str, np.ndarray] = {}
-    labels = {name: np.zeros(examples, np.int64) for name in pipeline.manifest.heads}
-    lengths = np.zeros(examples, np.int64)
-    steps = pipeline.steps_per_epoch
-    for batch in track(dataset, f"answering {pipeline.part}", total=steps, disable=steps < SHOWN):
-        real = batch["weight"].numpy() > 0
-        places = batch["index"].numpy()[real]
-        lengths[places] = np.count_nonzero(batch["segment_ids"], axis=1)[real]
-        for name, values in model.answer(model_inputs(batch)).items():
-            rows = values.numpy()[real]
-            logits.setdefault(name, np.zeros((examples, rows.shape[1]), np.float32))[places] = rows
-            labels[name][places] = batch[f"label.{name}"].numpy()[real]
-    return Answered(logits, labels, lengths)
+    heads = {head.name: head for task in tasks.values() for head in task.heads.values()}
+    for number, (name, head) in enumerate(heads.items()):
+        if head.settings.share_head is None:
+            table = encoder.embeddings.word_table
+            context = LayerContext(
+                encoder.config.hidden_dim, config.dropout, seed + number, name, table, encoder.dtype_policy
+            )
+            head.layer = head.make_layer(context)
+    for head in heads.values():
+        if head.settings.share_head is not None:
+            head.layer = heads[head.settings.share_head].layer
+    frozen = [frozen_blocks(task.config.trainable, encoder.config.num_layers) for task in tasks.values()]
+    encoder.freeze(frozen_blocks(config.trainable, encoder.config.num_layers))
+    return MultiTaskModel(encoder, heads, config.pooling, frozen, name="multitask")

@@ -1,11 +1,13 @@
-"""AdamW, its learning rate over time, and the moving average of the weights."""
+"""AdamW, its learning rate over time and from layer to layer, and the moving average of the weights."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import keras
 from keras import ops
 
+from bert_mtl.adapters import is_own
 from bert_mtl.config import OptimizerConfig
 
 NO_DECAY = ("bias", "gamma", "beta")  # biases and LayerNorm (Devlin et al. 2019)
@@ -27,20 +29,70 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "warmup_steps": self.warmup_steps, "total_steps": self.total_steps}
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> keras.optimizers.Optimizer:
+class AdamW(keras.optimizers.Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019) and a learning rate of each variable's own.
+
+    Args:
+        learning_rate: a number or a schedule.
+        config: the decay, and what `rate_factor` and Adam's keyword arguments follow from.
+        num_layers: of the encoder.
+    """
+
+    def __init__(self, learning_rate, config: OptimizerConfig, num_layers: int):
+        super().__init__(
+            learning_rate,
+            epsilon=1e-8,
+            global_clipnorm=config.clip_norm,
+            gradient_accumulation_steps=config.accumulate if config.accumulate > 1 else None,
+            use_ema=config.ema is not None,
+            ema_momentum=config.ema or 0.99,
+        )
+        self.config, self.num_layers = config, num_layers
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Creates the moments of `variables`, and fixes each one's rate and decay by its path."""
+        if self.built:
+            return
+        super().build(variables)
+        self.factors = tuple(rate_factor(variable.path, self.num_layers, self.config) for variable in variables)
+        self.decays = tuple(self.config.weight_decay if decays(variable.path) else 0.0 for variable in variables)
+
+    def update_step(self, gradient, variable, learning_rate) -> None:
+        """Decays `variable`, then takes Adam's step, both at its own rate."""
+        # A backend may hand over its own variable, under MirroredStrategy that of one replica: only the place is known.
+        place = self._get_variable_index(variable)
+        rate = ops.cast(learning_rate, variable.dtype) * self.factors[place]
+        if self.decays[place]:
+            self.assign_sub(variable, ops.multiply(variable, rate * self.decays[place]))
+        super().update_step(gradient, variable, rate)
+
+
+def rate_factor(path: str, num_layers: int, config: OptimizerConfig) -> float:
+    """What the learning rate is multiplied by for the variable at `path`.
+
+    Pretrained layers: `layer_decay` to the power of the layers above them, so 1 for the top one and
+    `layer_decay ** num_layers` for the embeddings (Sun et al. 2019); the pooler: 1. What is new (heads, adapters, the
+    task embedding, a loss weighting) learns at `head_learning_rate`.
+    """
+    pretrained = re.match(r"encoder/(embeddings|pooler|layer_(\d+))/", path)
+    if pretrained is None or is_own(path):
+        return (config.head_learning_rate or config.learning_rate) / config.learning_rate
+    block, layer = pretrained.groups()
+    if config.layer_decay is None or block == "pooler":
+        return 1.0
+    return config.layer_decay ** (num_layers - 1 - int(layer) if layer else num_layers)
+
+
+def decays(path: str) -> bool:
+    """Whether weight decay acts on the variable at `path`: not on biases, LayerNorms and a loss weighting."""
+    return not any(word in path.rsplit("/", 1)[-1] for word in NO_DECAY) and "weighting" not in path
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, num_layers: int) -> AdamW:
     """The optimizer of a run of `steps` batches; its schedule counts batches, also where several make one update."""
-    schedule = WarmupLinearDecay(config.learning_rate, round(config.warmup_fraction * steps), steps)
-    optimizer = keras.optimizers.AdamW(
-        schedule,
-        weight_decay=config.weight_decay,
-        epsilon=1e-8,
-        global_clipnorm=config.clip_norm,
-        gradient_accumulation_steps=config.accumulate if config.accumulate > 1 else None,
-        use_ema=config.ema is not None,
-        ema_momentum=config.ema or 0.99,
+    return AdamW(
+        WarmupLinearDecay(config.learning_rate, round(config.warmup_fraction * steps), steps), config, num_layers
     )
-    optimizer.exclude_from_weight_decay(var_names=list(NO_DECAY))
-    return optimizer
 
 
 @contextmanager

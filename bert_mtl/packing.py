@@ -1,85 +1,136 @@
-"""Examples to rows and rows to batches of fixed meaning: pure NumPy, whole windows at a time.
+"""Examples to rows: pure NumPy, whole windows of an epoch at a time, from nothing but the lengths of the examples.
 
-A window is a set of tokenised examples shuffled together; a batch is a dictionary of arrays (see `assemble`).
+Packed rows hold as many whole examples as fit (best fit, longest first); padded rows hold one each. What a row of
+examples becomes as arrays is `bert_mtl.batches`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
+RandomOf = Callable[[int], np.random.Generator | None]  # number of a window -> its order; None keeps the stored one
 
-@dataclass(frozen=True)
-class Window:
-    """Tokenised examples, flat.
+
+class Batch(NamedTuple):
+    """The examples `chosen` `(examples,)` (places in the window's buffer) and the `row` `(examples,)` of each."""
+
+    chosen: np.ndarray
+    row: np.ndarray
+
+
+class WindowPlan(NamedTuple):
+    """Batches of one window. Its buffer holds the examples at `positions` of the epoch: those that the window before
+    carried over, then its own; `carried` are the places in the buffer that go over to the next."""
+
+    positions: np.ndarray
+    batches: list[Batch]
+    carried: np.ndarray
+
+
+class Packing(NamedTuple):
+    """Whole examples in rows of fixed length.
 
     Attributes:
-        token_ids: `(tokens,)` int32, all examples one after the other.
-        splits: `(examples + 1,)` where each example begins.
-        second_start: `(examples,)` index in the example of the first token of its second text.
-        labels: head -> label ids `(examples,)`.
-        index: `(examples,)` place of each example in the stored order.
+        rows: of a batch.
+        length: of a row in tokens.
+        most: examples a row may hold at most.
     """
 
-    token_ids: np.ndarray
-    splits: np.ndarray
-    second_start: np.ndarray
-    labels: dict[str, np.ndarray]
-    index: np.ndarray
+    rows: int
+    length: int
+    most: int
 
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.splits)
+    def plan(self, lengths: np.ndarray, window: int, random_of: RandomOf) -> Iterator[WindowPlan]:
+        """The batches of an epoch of examples of `lengths`, window by window. The emptiest rows, those that do not
+        make up a batch, go over to the next window; so only the last batch of an epoch is not full."""
+        held = np.zeros(0, np.int64)
+        for number, start in enumerate(range(0, len(lengths), window)):
+            end = min(start + window, len(lengths))
+            positions, random = np.concatenate([held, np.arange(start, end)]), random_of(number)
+            order, splits = pack(lengths[positions], self.length, self.most, random)
+            count = len(splits) - 1
+            kept = count if end == len(lengths) else count // self.rows * self.rows
+            tokens = np.add.reduceat(lengths[positions][order], splits[:-1])
+            chosen = np.arange(count) if kept == count else np.sort(np.argsort(-tokens, kind="stable")[:kept])
+            carried = np.setdiff1d(np.arange(count), chosen)
+            if random is not None:
+                chosen = random.permutation(chosen)
+            parts = [chosen[at : at + self.rows] for at in range(0, kept, self.rows)]
+            batches = [Batch(*_examples(order, splits, part)) for part in parts]
+            held_now = _examples(order, splits, carried)[0]
+            yield WindowPlan(positions, batches, held_now)
+            held = positions[held_now]
 
 
-def batch_count(examples: int, window: int, batch_size: int) -> int:
-    """How many batches `plan` makes of `examples` read in windows."""
-    full, rest = divmod(examples, window)
-    return full * -(-window // batch_size) + -(-rest // batch_size)
+class Padding(NamedTuple):
+    """One example a row, neighbours in length together, so that rows need little padding.
+
+    Attributes:
+        rows: of a batch.
+    """
+
+    rows: int
+
+    def plan(self, lengths: np.ndarray, window: int, random_of: RandomOf) -> Iterator[WindowPlan]:
+        """The batches of an epoch, window by window; with a generator, examples of one length and the order of the
+        batches are shuffled."""
+        for number, start in enumerate(range(0, len(lengths), window)):
+            positions, random = np.arange(start, min(start + window, len(lengths))), random_of(number)
+            order = np.arange(len(positions)) if random is None else random.permutation(len(positions))
+            order = order[np.argsort(lengths[positions][order], kind="stable")]
+            starts = np.arange(0, len(order), self.rows)
+            starts = starts if random is None else random.permutation(starts)
+            chosen = [order[at : at + self.rows] for at in starts]
+            yield WindowPlan(positions, [Batch(one, np.arange(len(one))) for one in chosen], np.zeros(0, np.int64))
 
 
-def plan(lengths: np.ndarray, batch_size: int, random: np.random.Generator | None) -> Iterator[np.ndarray]:
-    """The examples of each batch: neighbours in length, so that rows need little padding.
+def pack(
+    lengths: np.ndarray, row_length: int, most: int, random: np.random.Generator | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best-fit decreasing: each example, longest first, goes to the fullest row that still has room for it.
 
-    With `random`, examples of one length and the order of the batches are shuffled; without, the order is fixed.
+    All examples of one length are placed at once. With `random`, which of them goes where is shuffled.
+
+    Args:
+        lengths: `(examples,)`, each at most `row_length`.
+        most: examples a row may hold at most.
+
+    Returns:
+        The examples ordered by row `(examples,)`, and where each row begins `(rows + 1,)`.
     """
     order = np.arange(len(lengths)) if random is None else random.permutation(len(lengths))
-    order = order[np.argsort(lengths[order], kind="stable")]
-    starts = np.arange(0, len(order), batch_size)
-    for start in starts if random is None else random.permutation(starts):
-        yield order[start : start + batch_size]
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    sizes, starts = np.unique(-lengths[order], return_index=True)
+    row_of, held = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)  # there are no more rows than that
+    room: list[np.ndarray] = [np.zeros(0, np.int64)] * (row_length + 1)  # rows by what is left of them
+    smallest, rows = int(-sizes[-1]) if len(sizes) else 0, 0
+    for size, items in zip(-sizes, np.split(order, starts[1:]), strict=True):
+        while len(items):
+            left = next((at for at in range(size, row_length + 1) if len(room[at])), None)
+            if left is None:
+                fit = min(row_length // size, most)
+                new = rows + np.arange(len(items)) // fit
+                counts = np.bincount(new - rows)
+                row_of[items], held[rows : rows + len(counts)] = new, counts
+                rows += len(counts)
+                full, last = np.arange(rows - len(counts), rows - 1), np.array([rows - 1])
+                placed = ((full, row_length - fit * size), (last, row_length - int(counts[-1]) * size))
+                items = items[:0]
+            else:
+                targets, room[left] = room[left][: len(items)], room[left][len(items) :]
+                row_of[items[: len(targets)]] = targets
+                held[targets] += 1
+                placed, items = ((targets, left - size),), items[len(targets) :]
+            for targets, rest in placed:
+                open_rows = targets[held[targets] < most] if rest >= smallest else targets[:0]
+                if len(open_rows):
+                    room[rest] = np.concatenate([room[rest], open_rows])
+    return np.argsort(row_of, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))])
 
 
-def assemble(window: Window, chosen: np.ndarray, batch_size: int, pad_to: int, max_length: int) -> dict:
-    """One batch with one example a row, padded to a multiple of `pad_to`; a short batch is filled with empty rows.
-
-    Returns arrays: `token_ids`, `type_ids`, `segment_ids`, `position_ids` `(rows, length)` int32, where a segment id is
-    the 1-based number of the example in the batch and 0 is padding; by example `first_token` (flat place of its [CLS]),
-    `index`, `weight` (0 for empty rows), and `label.<head>`, all `(batch_size,)`.
-    """
-    lengths = window.splits[chosen + 1] - window.splits[chosen]
-    length = min(-(-int(lengths.max(initial=1)) // pad_to) * pad_to, max_length)
-    columns = np.arange(length, dtype=np.int32)
-    real = np.zeros((batch_size, length), bool)
-    real[: len(chosen)] = columns < lengths[:, None]
-    starts = np.zeros((batch_size, 1), np.int64)
-    starts[: len(chosen), 0] = window.splits[chosen]
-    second = _fill(window.second_start[chosen], batch_size)
-    token_ids = np.zeros((batch_size, length), np.int32)
-    token_ids[real] = window.token_ids[(starts + columns)[real]]
-    batch = {
-        "token_ids": token_ids,
-        "type_ids": (real & (columns >= second[:, None])).astype(np.int32),
-        "segment_ids": real * np.arange(1, batch_size + 1, dtype=np.int32)[:, None],
-        "position_ids": real * columns,
-        "first_token": np.arange(batch_size, dtype=np.int32) * length,
-        "index": _fill(window.index[chosen], batch_size, -1),
-        "weight": _fill(np.ones(len(chosen), np.float32), batch_size),
-    }
-    return batch | {f"label.{head}": _fill(ids[chosen], batch_size) for head, ids in window.labels.items()}
-
-
-def _fill(values: np.ndarray, size: int, filler: int = 0) -> np.ndarray:
-    filled = np.full(size, filler, np.float32 if values.dtype.kind == "f" else np.int32)
-    filled[: len(values)] = values
-    return filled
+def _examples(order: np.ndarray, splits: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The examples of some rows, one row after the other, and the number of each one's row among them."""
+    sizes = splits[rows + 1] - splits[rows]
+    inner = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return order[np.repeat(splits[rows], sizes) + inner], np.repeat(np.arange(len(rows)), sizes)

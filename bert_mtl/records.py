@@ -1,8 +1,11 @@
 """The contract between data_prep and training: shards of examples beside a manifest.json.
 
 A records folder holds, for every part, `<part>-00000-of-00004.tfrecord` (tokenised) or `.tsv` (text) shards:
-    TFRecord: tf.train.Example with int64 features `token_ids` (list), `second_start` and `label.<head>`
-    TSV: one example a line: the id of each head's label, then text, then text_b for pairs
+    TFRecord: tf.train.Example with the features `token_ids` (int64 list), `second_start` (int64) and `label.<head>`
+        (int64 or float list: the numbers of one label; of token heads one number a token)
+    TSV: one example a line: each head's label as numbers between spaces (of token heads one a word), then text, then
+        text_b for pairs
+Beside them stands `<part>-lengths-<tokenizer>.npy`: how many tokens each example has, in stored order.
 """
 
 import fcntl
@@ -15,11 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import tensorflow as tf
 
+from bert_mtl.labels import LabelSpec
 from bert_mtl.tasks import DataError, Example
 
-FORMAT = 2  # raised when the meaning of a shard changes: older folders are then rebuilt
+FORMAT = 3  # raised when the meaning of a shard changes: older folders are then rebuilt
 SUFFIX = {"tfrecord": ".tfrecord", "generator": ".tsv", "textline": ".tsv"}
 
 
@@ -35,12 +40,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class PartManifest:
-    """What one part holds. `lengths` counts the examples by row length in tokens (empty for text shards)."""
+    """What one part holds; `statistics` are those of each head's labels (`Head.count`), `truncated` the number of cut
+    texts (None for text shards)."""
 
     shards: tuple[Shard, ...]
-    labels: dict[str, dict[str, int]]
-    lengths: tuple[int, ...]
-    truncated: int
+    statistics: dict[str, dict[str, float]]
+    truncated: int | None
 
     @property
     def examples(self) -> int:
@@ -59,7 +64,6 @@ class Manifest:
     source: str
     fingerprint: str
     data: str
-    heads: tuple[str, ...]
     pair: bool
     parts: dict[str, PartManifest]
     format: int = FORMAT
@@ -77,13 +81,12 @@ def load_manifest(folder: Path) -> Manifest:
         parts = {
             name: PartManifest(
                 tuple(Shard(**shard) for shard in part["shards"]),
-                part["labels"],
-                tuple(part["lengths"]),
+                part["statistics"],
                 part["truncated"],
             )
             for name, part in raw.pop("parts").items()
         }
-        return Manifest(parts=parts, heads=tuple(raw.pop("heads")), **raw)
+        return Manifest(parts=parts, **raw)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}). Build it again with data.rebuild=true.") from error
 
@@ -161,29 +164,43 @@ def write_records(path: Path, records: Iterable[bytes]) -> None:
             writer.write(record)
 
 
+def lengths_file(folder: Path, part: str, tokenizer: str) -> Path:
+    """Where the lengths of a part's examples `(examples,)` stand, for a tokenizer of that fingerprint."""
+    return folder / f"{part}-lengths-{tokenizer[:12]}.npy"
+
+
+def save_lengths(folder: Path, part: str, tokenizer: str, lengths: np.ndarray) -> None:
+    """Writes the lengths of a part's examples, atomically."""
+    with atomic_write(lengths_file(folder, part, tokenizer)) as file:
+        np.save(file, lengths.astype(np.int32))
+
+
 def write_lines(path: Path, examples: Iterable[Example], heads: Sequence[str]) -> None:
     """Writes one TSV shard, atomically."""
     with atomic_write(path) as file:
         for example in examples:
-            labels = [str(example.labels[head]) for head in heads]
+            labels = [" ".join(map(str, example.labels[head])) for head in heads]
             texts = [example.text] if example.text_b is None else [example.text, example.text_b]
             file.write(("\t".join(labels + texts) + "\n").encode())
 
 
-def serialize(token_ids: tf.RaggedTensor, second_start: tf.Tensor, labels: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """`(n,)` serialised records, in the graph: what `parse_records` reads, equal to `tf.train.Example`'s own bytes."""
-    columns = {f"label.{head}": ids for head, ids in sorted(labels.items())} | {"second_start": second_start}
-    features = {name: tf.RaggedTensor.from_tensor(values[:, None]) for name, values in columns.items()}
-    entries = [_entry(name, values) for name, values in (features | {"token_ids": token_ids}).items()]
+def serialize(token_ids: tf.RaggedTensor, second_start: tf.Tensor, labels: Mapping[str, tf.RaggedTensor]) -> tf.Tensor:
+    """`(n,)` serialised records, in the graph: what `parse_records` reads, equal to `tf.train.Example`'s own bytes.
+
+    `labels` holds `(n, None)` numbers by head, int32 or float32.
+    """
+    start = tf.RaggedTensor.from_tensor(second_start[:, None])
+    features = {f"label.{head}": values for head, values in labels.items()} | {"second_start": start}
+    entries = [_entry(name, values) for name, values in (dict(sorted(features.items())) | {"token_ids": token_ids}).items()]
     return _message("Example", features=[_message("Features", feature=entries)])
 
 
 def _entry(name: str, values: tf.RaggedTensor) -> tf.Tensor:
-    """One feature of integers `(n, None)`, by its name."""
+    """One feature of numbers `(n, None)`, by its name."""
     lengths = tf.cast(values.row_lengths(), tf.int32)[:, None]
-    numbers = tf.cast(values.to_tensor(), tf.int64)
-    packed = tf.io.encode_proto(lengths, [numbers], ["value"], "tensorflow.Int64List")
-    feature = _message("Feature", int64_list=[packed])
+    kind, dtype = ("Float", tf.float32) if values.dtype == tf.float32 else ("Int64", tf.int64)
+    packed = tf.io.encode_proto(lengths, [tf.cast(values.to_tensor(), dtype)], ["value"], f"tensorflow.{kind}List")
+    feature = _message("Feature", **{f"{kind.lower()}_list": [packed]})
     return _message("Features.FeatureEntry", key=[tf.fill(tf.shape(packed), name)], value=[feature])
 
 
@@ -194,16 +211,35 @@ def _message(kind: str, **fields: list[tf.Tensor]) -> tf.Tensor:
     return tf.io.encode_proto(sizes, values, list(fields), f"tensorflow.{kind}")
 
 
-def parse_records(serialized: tf.Tensor, heads: Sequence[str]) -> dict:
-    """`(n,)` serialised records -> int32 `token_ids` ragged `(n, None)`, `second_start` and `label.<head>` `(n,)`."""
-    spec = {"token_ids": tf.io.RaggedFeature(tf.int64), "second_start": tf.io.FixedLenFeature([], tf.int64)}
-    spec |= {f"label.{head}": tf.io.FixedLenFeature([], tf.int64) for head in heads}
-    return {name: tf.cast(value, tf.int32) for name, value in tf.io.parse_example(serialized, spec).items()}
+def parse_records(serialized: tf.Tensor, labels: Sequence[LabelSpec]) -> dict:
+    """`(n,)` serialised records -> `token_ids` ragged `(n, None)` and `second_start` `(n,)`, int32, and `label.<head>`:
+    `(n, *shape)`, of token heads ragged `(n, None)`, each of its dtype."""
+    spec: dict = {"token_ids": tf.io.RaggedFeature(tf.int64), "second_start": tf.io.FixedLenFeature([], tf.int64)}
+    for label in labels:
+        dtype = tf.float32 if label.dtype == "float32" else tf.int64
+        ragged = tf.io.RaggedFeature(dtype)
+        spec[f"label.{label.name}"] = ragged if label.level == "token" else tf.io.FixedLenFeature(label.shape, dtype)
+    parsed = tf.io.parse_example(serialized, spec)
+    return {name: tf.cast(v, tf.int32) if v.dtype == tf.int64 else v for name, v in parsed.items()}
 
 
-def parse_lines(lines: tf.Tensor, heads: Sequence[str], pair: bool) -> tuple[tf.Tensor, tf.Tensor | None, dict]:
-    """`(n,)` TSV lines -> texts `(n,)`, second texts `(n,)` or None, and `label.<head>` `(n,)` int32; in the graph."""
-    columns = len(heads) + 1 + pair
+def parse_lines(lines: tf.Tensor, labels: Sequence[LabelSpec], pair: bool) -> tuple[tf.Tensor, tf.Tensor | None, dict]:
+    """`(n,)` TSV lines -> texts `(n,)`, second texts `(n,)` or None, and `label.<head>`: `(n, *shape)`, of token heads
+    ragged `(n, words)`; in the graph."""
+    columns = len(labels) + 1 + pair
     fields = tf.strings.split(lines, "\t").to_tensor(shape=(None, columns))
-    labels = {f"label.{head}": tf.strings.to_number(fields[:, i], tf.int32) for i, head in enumerate(heads)}
-    return fields[:, len(heads)], fields[:, len(heads) + 1] if pair else None, labels
+    found = {}
+    for place, label in enumerate(labels):
+        numbers = tf.strings.split(fields[:, place], " ")
+        values = numbers.with_values(tf.strings.to_number(numbers.values, label.dtype))
+        dense = label.level == "text"
+        found[f"label.{label.name}"] = tf.reshape(values.values, (-1, *label.shape)) if dense else values
+    return fields[:, len(labels)], fields[:, len(labels) + 1] if pair else None, found
+
+
+def by_token(labels: tf.RaggedTensor, words: tf.RaggedTensor) -> tf.RaggedTensor:
+    """Labels of words `(n, words)` as labels of tokens `(n, tokens)`; `words` tells the word that a token begins, or -1
+    (`Tokenizer.encode_words`), which then is the label."""
+    place = words.values + tf.repeat(tf.cast(labels.row_starts(), tf.int32), words.row_lengths())
+    padded = tf.concat([labels.values, tf.constant([-1], labels.dtype)], axis=0)
+    return words.with_values(tf.gather(padded, tf.where(words.values < 0, tf.size(labels.values), place)))

@@ -2,11 +2,14 @@
 
 config.yaml  run.json  tokenizer/  train.log  metrics.json
 weights.safetensors  the selected epoch's
+tuned.json           what heads chose on dev with these weights
 state.safetensors    what it takes to resume
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,14 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
+from bert_mtl.answers import answer_part
 from bert_mtl.checkpoints import read_encoder_config
 from bert_mtl.config import ModelConfig, TrainConfig
 from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.input_pipeline import Pipeline
-from bert_mtl.multitask import MultiTaskModel, answer_part, make_model
+from bert_mtl.multitask import MultiTaskModel, make_model
 from bert_mtl.records import Manifest, atomic_write
-from bert_mtl.tasks import metrics
+from bert_mtl.tasks import Task, make_tasks
 from bert_mtl.tokenization import Tokenizer, load_tokenizer
 from bert_mtl.weights import WeightsError
 from conf.entry import Problem, validate
@@ -36,11 +40,19 @@ class RunError(Exception):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run found at its start: its encoder's sizes, whether it reads pairs, the fingerprint of its examples."""
+    """What a run found at its start.
+
+    Attributes:
+        encoder: sizes.
+        pairs: tasks that read pairs.
+        data: task -> fingerprint of its examples.
+        statistics: head -> those of its train part's labels.
+    """
 
     encoder: EncoderConfig
-    pair: bool
-    data: str
+    pairs: list[str]
+    data: dict[str, str]
+    statistics: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,15 @@ class Run:
     config: TrainConfig
     tokenizer: Tokenizer
     facts: Facts
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Its tasks, whose heads know the train part's statistics."""
+        return make_tasks(self.config.tasks, self.facts.statistics)
+
+    @property
+    def tuned(self) -> Path:
+        return self.folder / "tuned.json"
 
     @property
     def weights(self) -> Path:
@@ -97,15 +118,16 @@ def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, facts: Fa
 
 def check_examples(run: Run, manifest: Manifest) -> None:
     """Raises RunError where the task's data is not what the run began with: dev and test rows could be train rows."""
-    if manifest.data != run.facts.data:
+    began = run.facts.data[manifest.task]
+    if manifest.data != began:
         raise RunError(
             f"the data of task {manifest.task} must be what {run.folder} began with; its fingerprint was "
-            f"{run.facts.data[:12]}, got {manifest.data[:12]}. Start a new run."
+            f"{began[:12]}, got {manifest.data[:12]}. Start a new run."
         )
 
 
-def encoder_config(model: ModelConfig, weights: Path | None, vocab_size: int) -> EncoderConfig:
-    """Sizes of the encoder: those of the pretrained weights, or the configured ones for a new model."""
+def encoder_config(model: ModelConfig, weights: Path | None, vocab_size: int, tasks: int) -> EncoderConfig:
+    """Sizes of the encoder: those of the pretrained weights, or the configured ones for a new model of `tasks`."""
     sizes = read_encoder_config(weights) if weights is not None else None
     if model.size is not None:
         sizes = EncoderConfig(vocab_size=vocab_size, **model.size.model_dump())
@@ -115,31 +137,53 @@ def encoder_config(model: ModelConfig, weights: Path | None, vocab_size: int) ->
             "Put its bert_config.json or config.json beside it."
         )
     dropout = model.dropout
-    return replace(sizes, dropout=dropout, attention_dropout=dropout, pooler=model.pooling == "cls")
+    return replace(
+        sizes,
+        dropout=dropout,
+        attention_dropout=dropout,
+        pooler=model.pooling == "cls",
+        tasks=tasks,
+        adapters=model.adapters,
+        adapter_dim=model.adapter_dim,
+        task_embedding=model.task_embedding,
+    )
 
 
 def load_model(run: Run) -> MultiTaskModel:
-    """The run's model with its selected weights. Raises RunError where the run has none yet."""
+    """The run's model with its selected weights and what was tuned with them. Raises RunError where there are none."""
     if not run.weights.exists():
         raise RunError(
             f"{run.folder} has no weights yet: its training has not finished an epoch. "
             f"Continue it with python -m bert_mtl.train run.resume={run.folder}"
         )
     encoder = BertEncoder(run.facts.encoder, dtype=run.config.model.dtype)
-    model = make_model(run.config.model, encoder, run.config.tasks, seed=0)
+    model = make_model(run.config.model, encoder, run.tasks, seed=0)
     load_variables(run.weights, weights_of(model))
+    if run.tuned.exists():
+        for head, found in json.loads(run.tuned.read_text()).items():
+            model.heads[head].tuned = found
     return model
 
 
-def part_metrics(model: MultiTaskModel, pipeline: Pipeline) -> dict[str, dict[str, float]]:
-    """Metrics by head of one part, such as `{"imdb": {"accuracy": 0.9, …}}`."""
-    answered = answer_part(model, pipeline)
-    return {head: metrics(values, answered.labels[head]) for head, values in answered.logits.items()}
+def part_metrics(
+    model: MultiTaskModel, pipelines: Mapping[str, Pipeline], tune: bool = False
+) -> dict[str, dict[str, float]]:
+    """Metrics by head of one part of each task, such as `{"imdb": {"accuracy": 0.9, …}}`; with `tune`, heads choose
+    their thresholds on it first."""
+    found = {}
+    for pipeline in pipelines.values():
+        for name, answered in answer_part(model, pipeline).items():
+            head = model.heads[name]
+            if tune:
+                head.tuned = head.tune(answered.answers, answered.labels)
+            found[name] = head.metrics(answered.answers, answered.labels) if len(answered.index) else {}
+    return found
 
 
-def weights_of(model: keras.Model) -> dict[str, Any]:
-    """The model's weights by path: what a finished run needs."""
-    return {variable.path: variable for variable in model.weights}
+def weights_of(model: MultiTaskModel) -> dict[str, Any]:
+    """The weights of encoder and heads by path: what a finished run needs."""
+    layers = [model.encoder, *model.head_layers.values()]
+    return {variable.path: variable for layer in layers for variable in layer.weights}
 
 
 def everything_of(model: keras.Model) -> dict[str, Any]:

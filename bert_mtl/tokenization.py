@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 import tokenizers
@@ -28,7 +29,7 @@ class Encoded(NamedTuple):
     """One batch of encoded examples. A named tuple, because `tf.data` and `tf.function` return those as they are."""
 
     token_ids: tf.RaggedTensor  # `(n, None)` int32, special tokens included
-    second_start: tf.Tensor  # `(n,)` int32: where type id 1 begins; the row's length for single texts
+    second_start: tf.Tensor  # `(n,)` int32: where the second text begins; the row's length for single texts
     truncated: tf.Tensor  # `(n,)` bool: tokens were cut
 
 
@@ -41,6 +42,7 @@ class Tokenizer(tf.Module):
 
     kind: ClassVar[str]
     file_name: ClassVar[str]  # what `save` calls the vocabulary
+    continuations: np.ndarray  # `(vocab_size,)` bool: the token continues the word before it
 
     def __init__(self, file: str | Path, vocabulary: Mapping[str, int], **settings: Any) -> None:
         super().__init__()
@@ -57,7 +59,8 @@ class Tokenizer(tf.Module):
         if problems:
             raise ConfigError(problems)
         self.vocab_size = len(vocabulary)
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocabulary[t] for t in SPECIAL_TOKENS)
+        self.special_ids = tuple(vocabulary[token] for token in SPECIAL_TOKENS)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
         self._file = Path(file).absolute()
         self._file_bytes = self._file.read_bytes()
         self._settings = json.dumps(settings)
@@ -66,10 +69,11 @@ class Tokenizer(tf.Module):
         """Token ids `(n, None)` int32 of texts `(n,)`, uncut and without special tokens."""
         raise NotImplementedError
 
-    def encode(self, texts: tf.Tensor, texts_b: tf.Tensor | None = None) -> Encoded:
+    def encode(self, texts: tf.Tensor, texts_b: tf.Tensor | None = None, separate: bool = False) -> Encoded:
         """Rows of at most `max_length` tokens for texts `(n,)`, or for pairs when `texts_b` `(n,)` is given.
 
-        The longer text of a pair gives way first, to the lengths of the Rust library's `longest_first`.
+        The longer text of a pair gives way first, to the lengths of the Rust library's `longest_first`. With
+        `separate` the second text has a [CLS] of its own.
         """
         first = self.tokenize(texts)
         length = first.row_lengths()
@@ -80,16 +84,33 @@ class Tokenizer(tf.Module):
             return Encoded(token_ids, tf.cast(kept + 2, tf.int32), kept < length)
         second = self.tokenize(texts_b)
         length_b = second.row_lengths()
-        budget = self.max_length - 3
+        budget = self.max_length - 3 - separate
         shorter = tf.minimum(tf.minimum(length, length_b), budget // 2)
         longer = tf.minimum(tf.maximum(length, length_b), budget - shorter)
         kept = tf.where(length <= length_b, shorter, longer)
         kept_b = tf.where(length <= length_b, longer, shorter)
-        token_ids = tf.concat([cls, *self._cut(first, kept), sep, *self._cut(second, kept_b), sep], axis=1)
+        middle = [sep, cls] if separate else [sep]
+        token_ids = tf.concat([cls, *self._cut(first, kept), *middle, *self._cut(second, kept_b), sep], axis=1)
         return Encoded(token_ids, tf.cast(kept + 2, tf.int32), kept + kept_b < length + length_b)
 
+    def encode_words(self, texts: tf.Tensor) -> tuple[Encoded, tf.RaggedTensor]:
+        """As `encode`, for texts `(n,)` of words joined by single spaces; and, beside each token, the number of its
+        word in the text where it is the word's first, else -1: `(n, None)` int32."""
+        words = tf.strings.split(texts, " ")
+        pieces = self.tokenize(words.values)  # `(words, None)`
+        tokens = words.with_values(pieces).merge_dims(1, 2)
+        spoken = pieces.row_lengths() > 0  # a word of control characters alone has no piece
+        starts = tf.boolean_mask(pieces.row_starts(), spoken)[:, None]
+        numbers = tf.boolean_mask(tf.ragged.range(tf.cast(words.row_lengths(), tf.int32)).values, spoken)
+        numbers = tf.tensor_scatter_nd_update(tf.fill(tf.shape(tokens.values), -1), starts, numbers)
+        kept = tf.minimum(tokens.row_lengths(), self.max_length - 2)
+        cls, sep, none = (tf.fill([words.nrows(), 1], token) for token in (self.cls_id, self.sep_id, -1))
+        token_ids = tf.concat([cls, *self._cut(tokens, kept), sep], axis=1)
+        numbers = tf.concat([none, *self._cut(tokens.with_values(numbers), kept), none], axis=1)
+        return Encoded(token_ids, tf.cast(kept + 2, tf.int32), kept < tokens.row_lengths()), numbers
+
     def _cut(self, tokens: tf.RaggedTensor, kept: tf.Tensor) -> list[tf.RaggedTensor]:
-        """Of every row the `kept` `(n,)` tokens that the truncation mode prefers, as its front and its back."""
+        """Of every row the `kept` `(n,)` values that the truncation mode prefers, as its front and its back."""
         # A quarter in front: 128 and 382 of 510 (https://arxiv.org/abs/1905.05583, section 5.3.1).
         front = {"head": kept, "tail": tf.zeros_like(kept), "head_tail": (kept + 2) // 4}[self.truncation]
         start, end = tokens.row_starts(), tokens.row_limits()
@@ -124,6 +145,7 @@ class WordPieceTokenizer(Tokenizer):
     ) -> None:
         vocabulary = read_wordpieces(vocab_file)
         super().__init__(vocab_file, vocabulary, lowercase=lowercase, max_length=max_length, truncation=truncation)
+        self.continuations = np.array([token.startswith("##") for token in vocabulary])
         self.lowercase = lowercase
         self._wordpiece = tf_text.FastWordpieceTokenizer(
             vocab=[_graph_token(token) for token in vocabulary],
@@ -174,6 +196,7 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = model.id_to_string(tf.range(model.vocab_size())).numpy()
         vocabulary = {piece.decode(): index for index, piece in enumerate(pieces)}
         super().__init__(model_file, vocabulary, max_length=max_length, truncation=truncation)
+        self.continuations = np.array([not piece.startswith("▁") for piece in vocabulary])
         self._sentencepiece = model
 
     def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:

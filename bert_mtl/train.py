@@ -7,9 +7,9 @@ Records are built where they are missing, the model starts from pretrained weigh
 import json
 import logging
 import shlex
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 from hydra.core.hydra_config import HydraConfig
@@ -20,9 +20,11 @@ from bert_mtl.devices import make_repeatable, make_strategy, use_xla
 from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.keeper import Keeper
-from bert_mtl.multitask import MultiTaskModel, make_losses, make_model, training_triple
+from bert_mtl.mixing import epoch_examples, quotas, rates
+from bert_mtl.multitask import MultiTaskModel, make_model
 from bert_mtl.optimization import make_optimizer
-from bert_mtl.records import atomic_write
+from bert_mtl.part_reader import PartReader
+from bert_mtl.records import Manifest, atomic_write, load_manifest
 from bert_mtl.runs import (
     Facts,
     Run,
@@ -35,9 +37,11 @@ from bert_mtl.runs import (
     start_run,
     weights_of,
 )
+from bert_mtl.tasks import Task
 from bert_mtl.tokenization import Tokenizer
 from bert_mtl.tracking import make_tracker
 from bert_mtl.vocabulary import make_tokenizer, pretrained_folder
+from bert_mtl.weighting import make_weighting
 from conf import entry
 from conf.errors import ConfigError, Problem
 from data_prep.build import build
@@ -59,21 +63,25 @@ def train(config: TrainConfig) -> dict:
     make_repeatable(config.seed, xla)
     tokenizer = resumed.tokenizer if resumed else make_tokenizer(config.tokenizer, config.model, config.cache_dir)
     sizes = resumed.facts.encoder if resumed else checked_sizes(config, tokenizer)
-    parts = _pipelines(config, tokenizer, strategy.num_replicas_in_sync)
-    manifest = parts["train"].manifest
-    run = resumed or start_run(
-        Path(config.run.dir), config, tokenizer, Facts(sizes, pair=manifest.pair, data=manifest.data)
-    )
-    check_examples(run, manifest)
+    folders = {name: build(config, name, tokenizer) for name in config.tasks}
+    manifests = {name: load_manifest(folder) for name, folder in folders.items()}
+    run = resumed or start_run(Path(config.run.dir), config, tokenizer, _facts(sizes, manifests))
+    for manifest in manifests.values():
+        check_examples(run, manifest)
+    parts = {part: part_pipelines(run, folders, part) for part in ("dev", "test")}
+    pipeline = train_pipeline(run, folders, strategy.num_replicas_in_sync)
     with strategy.scope():
-        model = _compiled(run, parts["train"], xla)
+        model = _compiled(run, pipeline, xla)
     with make_tracker(config, run.folder) as track:
-        keeper = Keeper(run, parts["dev"], parts["train"].steps_per_epoch, track)
-        fit(model, parts["train"], keeper, strategy)
+        keeper = Keeper(run, pipeline, parts["dev"], track)
+        fit(model, pipeline, keeper, strategy)
         load_variables(run.weights, weights_of(model))
+        best = keeper.epochs[keeper.best]
+        for head, tuned in best["tuned"].items():
+            model.heads[head].tuned = tuned
         result = {
             "test": part_metrics(model, parts["test"]),
-            "dev": keeper.epochs[keeper.best]["dev"],
+            "dev": best["dev"],
             "best_epoch": keeper.best + 1,
             "epochs": keeper.epochs,
             "data": config.data.source,
@@ -86,27 +94,24 @@ def train(config: TrainConfig) -> dict:
 
 
 def fit(model: MultiTaskModel, pipeline: Pipeline, keeper: Keeper, strategy: tf.distribute.Strategy) -> None:
-    """Runs the epochs that are left: first the rest of an interrupted one, then whole ones."""
-    per_epoch, epochs = pipeline.steps_per_epoch, keeper.run.config.train.epochs
-    step = keeper.restore(model)
-    while step < epochs * per_epoch and not keeper.stop:
-        epoch, offset = divmod(step, per_epoch)
-        last = epoch + 1 if offset else epochs
+    """Runs the epochs that are still to do; one interrupted inside an epoch goes on at its very next step."""
+    keeper.restore(model)
+    while not keeper.done:
+        epoch, offset = keeper.epoch, keeper.offset
 
-        def steps(_=None, epoch=epoch, offset=offset, last=last) -> tf.data.Dataset:
-            return pipeline.dataset(epoch, offset, last - epoch).map(training_triple)
+        def steps(_=None, epoch=epoch, offset=offset) -> tf.data.Dataset:
+            return pipeline.dataset(epoch, offset)
 
         data = steps() if pipeline.replicas == 1 else strategy.distribute_datasets_from_function(steps)
         model.fit(
             data,
-            initial_epoch=epoch,
-            epochs=last,
-            steps_per_epoch=per_epoch - offset,
+            initial_epoch=epoch.number,
+            epochs=epoch.number + 1,
+            steps_per_epoch=keeper.steps - offset,
             callbacks=[keeper],
             verbose=keeper.verbose,
             shuffle=False,  # the stream is shuffled already
         )
-        step = last * per_epoch
         if model.optimizer.use_ema:  # Keras ends fit by putting the averages in the place of the weights
             load_variables(keeper.run.state, everything_of(model))
 
@@ -118,6 +123,8 @@ def check_replicas(config: TrainConfig, replicas: int) -> None:
         found.append(Problem("optimizer.accumulate", f"be 1 on {replicas} replicas", accumulate))
     if replicas > 1 and config.strategy.xla is True:
         found.append(Problem("strategy.xla", f"not be true on {replicas} replicas", True, ("auto", "false")))
+    if replicas > 1 and config.weighting.kind != "static":
+        found.append(Problem("weighting", f"be static on {replicas} replicas", config.weighting.kind, ("static",)))
     if batch_size % replicas:
         found.append(Problem("train.batch_size", f"be a multiple of the {replicas} replicas", batch_size))
     if found:
@@ -126,12 +133,16 @@ def check_replicas(config: TrainConfig, replicas: int) -> None:
 
 def checked_sizes(config: TrainConfig, tokenizer: Tokenizer) -> EncoderConfig:
     """The encoder's sizes. Raises ConfigError where the tokenizer or `model.trainable` go beyond them."""
-    sizes = encoder_config(config.model, pretrained_folder(config.model, config.cache_dir), tokenizer.vocab_size)
-    length, trainable, found = config.tokenizer.max_length, config.model.trainable, []
+    weights = pretrained_folder(config.model, config.cache_dir)
+    sizes = encoder_config(config.model, weights, tokenizer.vocab_size, len(config.tasks))
+    length, found = config.tokenizer.max_length, []
     if length > sizes.max_positions:
         found.append(Problem("tokenizer.max_length", f"be at most the model's {sizes.max_positions} positions", length))
-    if trainable.startswith("last:") and int(trainable.removeprefix("last:")) > sizes.num_layers:
-        found.append(Problem("model.trainable", f"name at most the model's {sizes.num_layers} layers", trainable))
+    keys = {"model.trainable": config.model.trainable}
+    keys |= {f"tasks.{name}.trainable": task.trainable for name, task in config.tasks.items()}
+    for key, trainable in keys.items():
+        if trainable.startswith("last:") and int(trainable.removeprefix("last:")) > sizes.num_layers:
+            found.append(Problem(key, f"name at most the model's {sizes.num_layers} layers", trainable))
     if tokenizer.vocab_size > sizes.vocab_size:
         rule = f"hold at most the {sizes.vocab_size} pieces of model.weights"
         found.append(Problem("tokenizer.vocab", rule, tokenizer.vocab_size))
@@ -140,16 +151,50 @@ def checked_sizes(config: TrainConfig, tokenizer: Tokenizer) -> EncoderConfig:
     return sizes
 
 
-def _pipelines(config: TrainConfig, tokenizer: Tokenizer, replicas: int) -> dict[str, Pipeline]:
-    folder = build(config, next(iter(config.tasks)), tokenizer)
-    dev = Pipeline(folder, "dev", tokenizer, config.input, config.data, config.train.eval_batch_size)
-    size = config.train.batch_size
-    train = replace(dev, part="train", batch_size=size, seed=config.seed, shuffle=True, replicas=replicas)
-    steps = config.train.epochs * train.steps_per_epoch
+def _facts(sizes: EncoderConfig, manifests: dict[str, Manifest]) -> Facts:
+    statistics = {h: s for manifest in manifests.values() for h, s in manifest.parts["train"].statistics.items()}
+    return Facts(
+        encoder=sizes,
+        pairs=[name for name, manifest in manifests.items() if manifest.pair],
+        data={name: manifest.data for name, manifest in manifests.items()},
+        statistics=statistics,
+    )
+
+
+def part_pipelines(run: Run, folders: dict[str, Path], part: str, **changes: Any) -> dict[str, Pipeline]:
+    """One part of each task, every task by itself, for evaluation."""
+    config = run.config.model_copy(update=changes)
+    return {
+        name: Pipeline(
+            readers=(reader := _reader(run, run.tasks[name], folder, part),),
+            input=config.input,
+            batch_size=config.train.eval_batch_size,
+            counts=(reader.examples,),
+        )
+        for name, folder in folders.items()
+    }
+
+
+def train_pipeline(run: Run, folders: dict[str, Path], replicas: int) -> Pipeline:
+    """The mixture of all tasks' train parts. Raises ConfigError where it has fewer steps than one update takes."""
+    config = run.config
+    readers = tuple(
+        replace(_reader(run, run.tasks[name], folder, "train"), seed=config.seed, shuffle=True)
+        for name, folder in folders.items()
+    )
+    sizes = {reader.task.name: reader.examples for reader in readers}
+    shares = rates(config.mixing, sizes, epoch=0, epochs=config.train.epochs)
+    counts = tuple(quotas(shares, epoch_examples(config.mixing, sizes)).tolist())
+    pipeline = Pipeline(readers, config.input, config.train.batch_size, counts, config.seed, True, replicas)
+    steps = config.train.epochs * pipeline.steps(pipeline.first_epoch)
     if config.optimizer.accumulate > steps:
         rule = f"be at most the run's {steps} steps"
         raise ConfigError([Problem("optimizer.accumulate", rule, config.optimizer.accumulate)])
-    return {"train": train, "dev": dev, "test": replace(dev, part="test")}
+    return pipeline
+
+
+def _reader(run: Run, task: Task, folder: Path, part: str) -> PartReader:
+    return PartReader(folder, part, task, run.tokenizer, run.config.input, run.config.data)
 
 
 def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
@@ -166,28 +211,23 @@ def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
             log.warning("not in the pretrained weights, so left random: %s", ", ".join(report.missing))
         if report.unexpected:
             log.info("in the pretrained weights, but of no use here: %s", ", ".join(report.unexpected))
-    model = make_model(config.model, encoder, config.tasks, config.seed)
-    model.compile(
-        make_optimizer(config.optimizer, config.train.epochs * pipeline.steps_per_epoch),
-        loss=make_losses(config.tasks, {name: pipeline.manifest for name in config.tasks}),
-        weighted_metrics={head: ["accuracy"] for head in model.head_layers},
-        jit_compile=xla,
-    )
-    model.optimizer.build(model.trainable_variables)
-    # Now, from one replica's batch: fit would try with a batch of all replicas, and fail.
-    with closing(pipeline.batches()) as batches:
-        model._symbolic_build(data_batch=training_triple(next(batches)))
+    model = make_model(config.model, encoder, run.tasks, config.seed)
+    base = {name: head.settings.weight for name, head in model.heads.items()}
+    last = encoder.transformer_layers[-1].trainable_variables
+    model.weighting = make_weighting(config.weighting, base, config.seed, last or None)
+    steps = config.train.epochs * pipeline.steps(pipeline.first_epoch)
+    model.compile(make_optimizer(config.optimizer, steps, run.facts.encoder.num_layers), jit_compile=xla)
+    model.optimizer.build([*encoder.trainable_variables, *model.head_variables])
     return model
 
 
 def closing_words(run: Run, result: dict) -> str:
     """What a user reads at the end: the scores, where the run is, and what to do next."""
-    dev, epochs = result["dev"], len(result["epochs"])
-    scores = [
-        f"{head}: test accuracy {test['accuracy']:.2%}, macro-F1 {test['macro_f1']:.2%} "
-        f"(dev accuracy {dev[head]['accuracy']:.2%})"
-        for head, test in result["test"].items()
-    ]
+    heads = {head.name: head for task in run.tasks.values() for head in task.heads.values()}
+    dev, epochs, scores = result["dev"], len(result["epochs"]), []
+    for name, test in result["test"].items():
+        metric, others = heads[name].metric, ", ".join(f"{k} {v:.4f}" for k, v in test.items() if k != heads[name].metric)
+        scores.append(f"{name}: test {metric} {test[metric]:.4f} (dev {dev[name][metric]:.4f}); {others}")
     folder = shlex.quote(str(run.folder))
     return "\n".join(
         [

@@ -138,6 +138,7 @@ def _problem(path: KeyPath, details: Sequence[Any], schema: type[Schema]) -> Pro
         return _unknown_key(path, section.keys if section else ())
     target = accepted(schema, path)
     options = target.options if target else []
+    options = details[0].get("ctx", {}).get("options", options)  # a validator of the schema may know them
     if kinds & {"missing", "union_tag_not_found"}:
         return Problem(dotted(path), "be given", NOTHING, options)
     first = details[0]

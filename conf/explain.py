@@ -69,6 +69,12 @@ def _above(key: yaml.Node, lines: list[str]) -> str | None:
     return " ".join(found) or None
 
 
+class Variants(NamedTuple):
+    """Mark on an annotation: the value is one of these schemas, which may be registered later."""
+
+    schemas: Mapping[str, Any]  # name -> class with the schema as its `Settings`
+
+
 class Accepted(NamedTuple):
     """What a key takes: the annotation of the schema's field and the constraints on it."""
 
@@ -99,6 +105,8 @@ class Accepted(NamedTuple):
         if get_origin(self.annotation) is Annotated:
             annotation, *extra = get_args(self.annotation)
             flat = [m for e in extra for m in (e.metadata if isinstance(e, pydantic.fields.FieldInfo) else [e])]
+            if variants := [m for m in flat if isinstance(m, Variants)]:
+                return [Accepted(kind.Settings) for kind in variants[0].schemas.values()]
             return Accepted(annotation, [*self.metadata, *flat])._parts()
         if get_origin(self.annotation) in (Union, types.UnionType):
             return [part for member in get_args(self.annotation) for part in Accepted(member, self.metadata)._parts()]

@@ -10,6 +10,7 @@ import json
 import logging
 import pickle
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from rich.progress import track
 
 from bert_mtl.config import PARTS, PrepareConfig, SourceConfig, TaskConfig, VocabConfig
+from bert_mtl.encoding import Columns
 from bert_mtl.records import (
     FORMAT,
     SUFFIX,
@@ -26,18 +28,21 @@ from bert_mtl.records import (
     PartManifest,
     Shard,
     check_shards,
+    lengths_file,
     load_manifest,
     locked,
+    save_lengths,
     sha256,
 )
-from bert_mtl.tasks import DataError
+from bert_mtl.tasks import DataError, Task, make_tasks
 from bert_mtl.tokenization import Tokenizer
 from bert_mtl.vocabulary import make_tokenizer
 from bert_mtl.workers import run_jobs
 from conf import entry
-from data_prep.download import download
+from data_prep.download import fetched
+from data_prep.duplicates import exclusions, keys, without
 from data_prep.shards import ShardJob, write_shard
-from data_prep.sources import part_paths, read
+from data_prep.sources import located, part_files, read
 from data_prep.splits import split
 from data_prep.spool import Spool, write_spool
 
@@ -63,7 +68,7 @@ def build(config: PrepareConfig, name: str, tokenizer: Tokenizer) -> Path:
             check_shards(folder, load_manifest(folder))
         else:
             _build(config, name, source, (mark, data), folder, used)
-    for line in describe(load_manifest(folder)):
+    for line in describe(folder, load_manifest(folder), make_tasks(config.tasks)[name], used):
         log.info("%s", line)
     return folder
 
@@ -71,14 +76,24 @@ def build(config: PrepareConfig, name: str, tokenizer: Tokenizer) -> Path:
 def resolve_source(config: PrepareConfig | VocabConfig, name: str) -> SourceConfig:
     """The chosen source of a task with its path settled: data.path, the source's own, or the download's."""
     source = config.tasks[name].sources[config.data.source]  # type: ignore[index]
-    path = config.data.path or source.path
-    if path is None and source.url is not None:
-        folder = Path(config.cache_dir) / "downloads"
-        path = str(download(source.url, folder, checksum=source.sha256, size=source.bytes))
-    if path is None:
+    if config.data.path is not None:
+        return located(source, name, config.data.path)
+    if source.path is None and source.url is not None:
+        return fetched(source, Path(config.cache_dir) / "downloads")
+    if source.path is None:
         key = f"tasks.{name}.sources.{config.data.source}.path"
         raise DataError(f"{key} must be given where there is no url; got null. Set it, or data.path.")
-    return source.model_copy(update={"path": path})
+    return source
+
+
+def excluded_parts(config: PrepareConfig, name: str) -> dict[str, tuple[TaskConfig, str, SourceConfig]]:
+    """What must not stand in the task's train part (`data_prep.duplicates`): `<task>.<part>` -> task, part, source."""
+    found = {}
+    for task, part in exclusions(name, config.tasks):
+        source = resolve_source(config, task)
+        if part in part_files(source):
+            found[f"{task}.{part}"] = (config.tasks[task], part, source)
+    return found
 
 
 def fingerprint(config: PrepareConfig, name: str, source: SourceConfig, tokenizer: Tokenizer | None) -> str:
@@ -86,17 +101,25 @@ def fingerprint(config: PrepareConfig, name: str, source: SourceConfig, tokenize
 
     Single files count by content, folders by the names, sizes and times of their files.
     """
-    paths = part_paths(source)
-    marks = {path: _file_mark(path) for path in set(paths.values())}
+    excluded = [(part, _marks(other)) for _, part, other in excluded_parts(config, name).values()]
     facts = {
-        "format": (FORMAT, source.format, source.columns),
-        "files": {part: marks[path] for part, path in paths.items()},
+        "format": FORMAT,
+        "source": source.model_dump(mode="json", include={"format", "member", "parts", "columns", "labels"}),
+        "files": (_marks(source), excluded),
         "data": config.data.model_dump(include={"source", "limit", "dev_fraction", "test_fraction", "shard_size"}),
-        "heads": [(head, settings.labels) for head, settings in config.tasks[name].heads.items()],
+        "heads": [head.stored_as for head in make_tasks(config.tasks)[name].heads.values()],
         "seed": config.seed,
         "tokenizer": tokenizer and tokenizer.fingerprint,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _marks(source: SourceConfig) -> dict[str, list]:
+    """Part of a source -> a mark of each of its files, which changes with their content."""
+    return {
+        part: [(file.part, file.member, _file_mark(file.path)) for file in files]
+        for part, files in part_files(source).items()
+    }
 
 
 def _file_mark(path: Path) -> str:
@@ -136,14 +159,14 @@ def _build(
     tokenizer: Tokenizer | None,
 ) -> None:
     """Writes all that a records folder lacks, its manifest (with both fingerprints) last."""
-    task, work = config.tasks[name], folder / "work"
+    task, work = make_tasks(config.tasks)[name], folder / "work"
     try:
-        spools = _spools(name, source, task, work)
-        chosen = split({part: spool.labels for part, spool in spools.items()}, config.data, config.seed)
+        spools = _spools(source, task, work, excluded_parts(config, name))
+        chosen = split({part: spool.strata for part, spool in spools.items()}, config.data, config.seed)
     except DataError:
         shutil.rmtree(folder)  # mended, the data is another source
         raise
-    labels = {head: settings.labels for head, settings in task.heads.items()}
+    columns = Columns(task.labels, spools["train"].pair, task.separate, task.words)
     packed = None if tokenizer is None else pickle.dumps(tokenizer)
     jobs: dict[str, list[ShardJob]] = {}
     for part in PARTS:
@@ -155,8 +178,8 @@ def _build(
                 stats=work / f"{part}-{number:05d}-of-{count:05d}.json",
                 spool=spools[origin].path,
                 offsets=spools[origin].offsets[piece],
-                heads={head: len(names) for head, names in labels.items()},
-                max_length=config.tokenizer.max_length,
+                heads=tuple(task.heads.values()),
+                columns=columns,
                 tokenizer=packed,
             )
             for number, piece in enumerate(np.array_split(rows, count))
@@ -167,20 +190,22 @@ def _build(
     with _bar(written, f"{name}: writing", len(missing)) as progress:
         for _ in progress:
             pass
-    parts = {part: _summary(jobs[part], labels) for part in PARTS}
-    manifest = Manifest(name, config.data.source, *fingerprints, tuple(labels), "text_b" in source.columns, parts)
-    manifest.save(folder)
+    parts = {part: _summary(folder, part, jobs[part], tokenizer) for part in PARTS}
+    Manifest(name, config.data.source, *fingerprints, columns.pair, parts).save(folder)
     shutil.rmtree(work)
 
 
-def _spools(name: str, source: SourceConfig, task: TaskConfig, work: Path) -> dict[str, Spool]:
-    """The source's own parts, read and checked."""
+def _spools(source: SourceConfig, task: Task, work: Path, excluded: dict) -> dict[str, Spool]:
+    """The source's own parts, read and checked; train without the rows that stand in parts `excluded`."""
     work.mkdir(parents=True, exist_ok=True)
+    known = {where: keys(read(other, part, excluded_task)) for where, (excluded_task, part, other) in excluded.items()}
     spools = {}
-    for part in part_paths(source):
-        if part in PARTS:
-            with _bar(read(source, part, task), f"{name}: reading {part}") as rows:
-                spools[part] = write_spool(work / f"{part}.jsonl", rows, task)
+    for part in part_files(source):
+        rows = read(source, part, task.config)
+        if part == "train" and known:
+            rows = without(rows, known, task.name)
+        with _bar(rows, f"{task.name}: reading {part}") as shown:
+            spools[part] = write_spool(work / f"{part}.jsonl", shown, task)
     return spools
 
 
@@ -194,27 +219,31 @@ def _bar(steps: Iterator[T], title: str, total: int | None = None) -> Iterator[I
         tracked.close()
 
 
-def _summary(jobs: list[ShardJob], labels: dict[str, list[str]]) -> PartManifest:
+def _summary(folder: Path, part: str, jobs: list[ShardJob], tokenizer: Tokenizer | None) -> PartManifest:
+    """What the manifest says of a part; with a tokenizer, the lengths of its examples are written beside."""
     stats = [json.loads(job.stats.read_text()) for job in jobs]
-    counts = {head: np.sum([s["labels"][head] for s in stats], axis=0).tolist() for head in labels}
+    statistics: dict[str, Counter] = {head: Counter() for head in stats[0]["statistics"]}
+    for head, total in statistics.items():
+        for shard in stats:
+            total.update(shard["statistics"][head])
+    if tokenizer is not None:
+        save_lengths(folder, part, tokenizer.fingerprint, np.concatenate([s["lengths"] for s in stats]))
     return PartManifest(
         shards=tuple(Shard(**s["shard"]) for s in stats),
-        labels={head: dict(zip(names, counts[head], strict=True)) for head, names in labels.items()},
-        lengths=tuple(np.sum([s["lengths"] for s in stats], axis=0).astype(int).tolist()),
-        truncated=sum(s["truncated"] for s in stats),
+        statistics={head: dict(total) for head, total in statistics.items()},
+        truncated=None if tokenizer is None else sum(s["truncated"] for s in stats),
     )
 
 
-def describe(manifest: Manifest) -> Iterator[str]:
-    """One line a part: examples, label counts, lengths, and the share of truncated texts."""
+def describe(folder: Path, manifest: Manifest, task: Task, tokenizer: Tokenizer | None) -> Iterator[str]:
+    """One line a part: examples, what its labels are, lengths, and the share of truncated texts."""
     for name, part in manifest.parts.items():
-        heads = [", ".join(f"{label} {n:,}" for label, n in counts.items()) for counts in part.labels.values()]
+        heads = [head.describe(part.statistics[head.name]) for head in task.heads.values()]
         line = f"{manifest.task} ({manifest.source}) {name}: {part.examples:,} examples ({'; '.join(heads)})"
-        if part.lengths:
-            mean = np.average(np.arange(len(part.lengths)), weights=part.lengths)
-            longest = np.flatnonzero(part.lengths)[-1]
-            share = part.truncated / part.examples
-            line += f", {mean:.0f} tokens on average, {longest} at most, {share:.1%} of the texts truncated"
+        if tokenizer is not None and part.truncated is not None:
+            lengths = np.load(lengths_file(folder, name, tokenizer.fingerprint))
+            line += f", {lengths.mean():.0f} tokens on average, {lengths.max()} at most"
+            line += f", {part.truncated / part.examples:.1%} of the texts truncated"
         yield line
 
 

@@ -1,6 +1,7 @@
-"""Fetching a published archive: progress, resume after an interruption, checksum, nothing half-written."""
+"""Fetching published files: progress, resume after an interruption, checksum, nothing half-written."""
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import IO
@@ -9,10 +10,32 @@ from urllib.parse import urlsplit
 import requests
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from bert_mtl.config import SourceConfig
 from bert_mtl.records import locked, sha256
 from bert_mtl.tasks import DataError
+from data_prep.sources import part_names
 
+log = logging.getLogger(__name__)
 COLUMNS = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+
+
+def fetched(source: SourceConfig, folder: Path) -> SourceConfig:
+    """The source read from what its `url` gave: one file, or (where the url holds `{part}`) one for each part.
+
+    Raises:
+        DataError: as `download`.
+    """
+
+    def file(url: str, checksum: str | None) -> str:
+        return str(download(url, folder, checksum=checksum, size=source.bytes))
+
+    url, known = str(source.url), source.sha256
+    if "{part}" not in url:
+        return source.model_copy(update={"path": file(url, known if isinstance(known, str) else None)})
+    names = [name for group in part_names(source).values() for name in group]
+    checksums = known if isinstance(known, dict) else {}
+    paths = {name: file(url.replace("{part}", name), checksums.get(name)) for name in names}
+    return source.model_copy(update={"path": paths})
 
 
 def download(
@@ -31,6 +54,8 @@ def download(
     with locked(target):
         if target.exists() and checksum in (None, sha256(target)):
             return target
+        if checksum is None:
+            log.warning("%s has no checksum in its task: what comes is taken as it is", url)
         try:
             with open(partial, "ab") as file:
                 _fetch(url, file, size, timeout)

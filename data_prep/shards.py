@@ -4,13 +4,16 @@ import functools
 import itertools
 import json
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from bert_mtl.encoding import Columns, encode
+from bert_mtl.kinds import Head
 from bert_mtl.records import Shard, atomic_write, serialize, sha256, write_lines, write_records
 from bert_mtl.tasks import Example
 from data_prep.spool import read_spool
@@ -26,8 +29,8 @@ class ShardJob:
     stats: Path
     spool: Path
     offsets: np.ndarray
-    heads: dict[str, int]  # head -> number of labels
-    max_length: int  # of a row in tokens
+    heads: tuple[Head, ...]
+    columns: Columns
     tokenizer: bytes | None  # pickled; None writes text
 
     @property
@@ -37,66 +40,72 @@ class ShardJob:
 
 @dataclass
 class Counts:
-    """What `manifest.json` says about examples: those of each label, those of each length, those cut."""
+    """What is to be known of a shard: statistics of each head's labels, lengths of examples in tokens, cut texts."""
 
-    labels: dict[str, np.ndarray]
-    lengths: np.ndarray
+    statistics: dict[str, Counter]
+    lengths: list[int] = field(default_factory=list)
     truncated: int = 0
 
 
 def write_shard(job: ShardJob) -> None:
     """Writes the shard and then its statistics, each atomically."""
-    labels = {head: np.zeros(count, int) for head, count in job.heads.items()}
-    counts = Counts(labels, np.zeros(0 if job.tokenizer is None else job.max_length + 1, int))
-    examples = _counted(read_spool(job.spool, job.offsets), counts)
+    counts = Counts({head.name: Counter() for head in job.heads})
+    chunks = _counted(job, counts)
     if job.tokenizer is None:
-        write_lines(job.target, examples, tuple(job.heads))
+        stored = [label.name for label in job.columns.stored]
+        write_lines(job.target, itertools.chain.from_iterable(chunks), stored)
     else:
-        write_records(job.target, _records(job, examples, counts))
+        write_records(job.target, _records(job, chunks, counts))
     shard = Shard(job.target.name, len(job.offsets), job.target.stat().st_size, sha256(job.target))
-    stats = {
-        "shard": asdict(shard),
-        "labels": {head: numbers.tolist() for head, numbers in counts.labels.items()},
-        "lengths": counts.lengths.tolist(),
-        "truncated": counts.truncated,
-    }
+    stats = {"shard": asdict(shard), **vars(counts)}
     with atomic_write(job.stats) as file:
         file.write(json.dumps(stats).encode())
 
 
-def _counted(examples: Iterator[Example], counts: Counts) -> Iterator[Example]:
-    for example in examples:
-        for head, numbers in counts.labels.items():
-            numbers[example.labels[head]] += 1
-        yield example
-
-
-def _records(job: ShardJob, examples: Iterator[Example], counts: Counts) -> Iterator[bytes]:
+def _counted(job: ShardJob, counts: Counts) -> Iterator[list[Example]]:
+    """The examples in chunks, their labels counted."""
+    examples = read_spool(job.spool, job.offsets)
+    specs = {label.name: label for label in job.columns.stored}
     while chunk := list(itertools.islice(examples, ROWS)):
-        texts = [example.text for example in chunk]
-        texts_b = [example.text_b for example in chunk if example.text_b is not None]
-        labels = {head: tf.constant([example.labels[head] for example in chunk]) for head in job.heads}
-        columns = [tf.constant(column) for column in (texts, texts_b) if column]
-        serializer = _serializer(job.tokenizer, len(columns), tuple(job.heads))
+        for head in job.heads:
+            if head.name in specs:
+                numbers = [n for example in chunk for n in example.labels[head.name]]
+                labels = np.asarray(numbers, specs[head.name].dtype).reshape(-1, *specs[head.name].shape)
+                counts.statistics[head.name].update(head.count(labels))
+        yield chunk
+
+
+def _records(job: ShardJob, chunks: Iterator[list[Example]], counts: Counts) -> Iterator[bytes]:
+    serializer = _serializer(job.tokenizer, job.columns)
+    for chunk in chunks:
+        columns = [tf.constant([example.text for example in chunk])]
+        if job.columns.pair:
+            columns.append(tf.constant([example.text_b for example in chunk]))
+        labels = {
+            spec.name: tf.ragged.constant([example.labels[spec.name] for example in chunk], spec.dtype, ragged_rank=1)
+            for spec in job.columns.stored
+        }
         records, lengths, truncated = serializer(columns, labels)
-        counts.lengths += np.bincount(lengths.numpy(), minlength=len(counts.lengths))
+        counts.lengths += lengths.numpy().tolist()
         counts.truncated += int(truncated.numpy())
         yield from records.numpy()
 
 
 @functools.lru_cache(maxsize=2)
-def _serializer(tokenizer: bytes, texts: int, heads: tuple[str, ...]) -> Callable:
-    """One or two columns of texts, and labels, to records, row lengths and the number of truncated rows.
+def _serializer(tokenizer: bytes, columns: Columns) -> Callable:
+    """One or two columns of texts, and labels ragged `(n, None)`, to records, lengths and the number of cut texts.
 
     It is a graph that every process builds once.
     """
-    encode = pickle.loads(tokenizer).encode
+    built = pickle.loads(tokenizer)
 
-    def serializer(texts: list[tf.Tensor], labels: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        encoded = encode(*texts)
-        records = serialize(encoded.token_ids, encoded.second_start, labels)
-        return records, encoded.token_ids.row_lengths(), tf.math.count_nonzero(encoded.truncated)
+    def serializer(texts: list[tf.Tensor], labels: dict) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        # Labels of texts stay the flat numbers that they are stored as: `encode` only looks at those of words.
+        by_word = {label.name: labels[label.name] for label in columns.stored if label.level == "token"}
+        record = encode(built, columns, texts[0], texts[1] if columns.pair else None, by_word)
+        stored = serialize(record.token_ids, record.second_start, labels | record.labels)
+        return stored, record.token_ids.row_lengths(), tf.math.count_nonzero(record.truncated)
 
-    columns = [tf.TensorSpec((None,), tf.string)] * texts
-    labels = {head: tf.TensorSpec((None,), tf.int32) for head in heads}
-    return tf.function(serializer, input_signature=[columns, labels], autograph=False)
+    texts = [tf.TensorSpec((None,), tf.string)] * (1 + columns.pair)
+    labels = {spec.name: tf.RaggedTensorSpec((None, None), tf.as_dtype(spec.dtype)) for spec in columns.stored}
+    return tf.function(serializer, input_signature=[texts, labels], autograph=False)

@@ -6,21 +6,21 @@ from bert_mtl.config import DataConfig
 from bert_mtl.tasks import DataError
 
 
-def split(labels: dict[str, np.ndarray], data: DataConfig, seed: int) -> dict[str, tuple[str, np.ndarray]]:
+def split(strata: dict[str, np.ndarray], data: DataConfig, seed: int) -> dict[str, tuple[str, np.ndarray]]:
     """Part -> (part of the source it comes from, rows there in shuffled order), for train, dev and test.
 
-    `labels` holds the label ids of the source's own parts. Missing parts are taken from train, label shares kept;
-    `data.limit` then shortens train.
+    `strata` holds the group of each row of the source's own parts (its label, where it has one). Missing parts are
+    taken from train, the shares of groups kept; `data.limit` then shortens train.
 
     Raises:
         DataError: a part would be empty.
     """
     random = np.random.default_rng(seed)
-    chosen = {part: (part, random.permutation(len(ids))) for part, ids in sorted(labels.items())}
-    total, rows = len(labels["train"]), chosen["train"][1]
+    chosen = {part: (part, random.permutation(len(groups))) for part, groups in sorted(strata.items())}
+    total, rows = len(strata["train"]), chosen["train"][1]
     for part, fraction in (("test", data.test_fraction), ("dev", data.dev_fraction)):
         if part not in chosen:
-            taken = stratified(labels["train"][rows], fraction * total)
+            taken = stratified(strata["train"][rows], fraction * total)
             if not len(taken):
                 raise DataError(f"data.{part}_fraction must give {part} an example; got {fraction} of {total} rows.")
             chosen[part] = ("train", rows[taken])
@@ -28,16 +28,16 @@ def split(labels: dict[str, np.ndarray], data: DataConfig, seed: int) -> dict[st
     if not len(rows):
         raise DataError(f"the train part must keep an example beside dev and test; got {total} in all. Give more data.")
     if data.limit is not None and data.limit < len(rows):
-        rows = rows[stratified(labels["train"][rows], data.limit)]
+        rows = rows[stratified(strata["train"][rows], data.limit)]
     return chosen | {"train": ("train", rows)}
 
 
-def stratified(labels: np.ndarray, size: float) -> np.ndarray:
-    """Sorted positions of `size` (rounded) examples, the first of each label, such that every label keeps its share."""
-    names, counts = np.unique(labels, return_counts=True)
-    exact = counts * (size / len(labels))
+def stratified(strata: np.ndarray, size: float) -> np.ndarray:
+    """Sorted positions of `size` (rounded) rows, the first of each group, such that every group keeps its share."""
+    names, counts = np.unique(strata, return_counts=True)
+    exact = counts * (size / len(strata))
     quota = np.floor(exact).astype(int)
     largest_remainders = np.argsort(quota - exact, kind="stable")
     quota[largest_remainders[: round(size) - quota.sum()]] += 1
-    picked = [np.flatnonzero(labels == name)[:count] for name, count in zip(names, quota, strict=True)]
+    picked = [np.flatnonzero(strata == name)[:count] for name, count in zip(names, quota, strict=True)]
     return np.sort(np.concatenate(picked))

@@ -8,22 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_mtl.config import TaskConfig
 from bert_mtl.records import atomic_write
-from bert_mtl.tasks import DataError, Example, make_example
+from bert_mtl.tasks import DataError, Example, Task, make_example
 from data_prep.sources import Row
 
 
 @dataclass(frozen=True)
 class Spool:
-    """`offsets` `(examples,)` of the lines in `path`, and the label ids `(examples,)` of the task's first head."""
+    """`offsets` `(examples,)` of the lines in `path`, the stratum `(examples,)` of each example for its task's first
+    head (`Head.stratum`), and whether examples are pairs."""
 
     path: Path
     offsets: np.ndarray
-    labels: np.ndarray
+    strata: np.ndarray
+    pair: bool
 
 
-def write_spool(path: Path, rows: Iterable[Row], task: TaskConfig) -> Spool:
+def write_spool(path: Path, rows: Iterable[Row], task: Task) -> Spool:
     """Checks every row and writes it; an index file beside marks the spool complete, so an interrupted build keeps it.
 
     Raises:
@@ -31,26 +32,29 @@ def write_spool(path: Path, rows: Iterable[Row], task: TaskConfig) -> Spool:
     """
     index = path.with_suffix(".npz")
     if not index.exists():
-        offsets, labels = _write(path, rows, task)
+        offsets, strata, pair = _write(path, rows, task)
         if not offsets:
-            raise DataError(f"the {path.stem} part must hold at least one example; got none.")
+            raise DataError(f"the {path.stem} part of task {task.name} must hold at least one example; got none.")
         with atomic_write(index) as file:
-            np.savez(file, offsets=np.asarray(offsets), labels=np.asarray(labels))
+            np.savez(file, offsets=np.asarray(offsets), strata=np.asarray(strata), pair=pair)
     with np.load(index) as saved:
-        return Spool(path, saved["offsets"], saved["labels"])
+        return Spool(path, saved["offsets"], saved["strata"], bool(saved["pair"]))
 
 
-def _write(path: Path, rows: Iterable[Row], task: TaskConfig) -> tuple[array, array]:
-    """Writes the lines; returns their offsets and the label ids of the first head."""
-    head, offsets, labels, position = next(iter(task.heads)), array("Q"), array("H"), 0
-    encode = json.JSONEncoder(ensure_ascii=False).encode
+def _write(path: Path, rows: Iterable[Row], task: Task) -> tuple[array, array, bool]:
+    """Writes the lines; returns their offsets, strata, and whether they are pairs."""
+    first, offsets, strata, position = next(iter(task.heads.values())), array("Q"), array("H"), 0
+    encode, pair = json.JSONEncoder(ensure_ascii=False).encode, None
     with atomic_write(path) as file:
         for row in rows:
             example = make_example(task, row.values, row.origin)
+            pair = (example.text_b is not None) if pair is None else pair
+            if pair != (example.text_b is not None):
+                raise DataError(f"{row.origin}: either all rows must have text_b or none; got both.")
             offsets.append(position)
-            labels.append(example.labels[head])
+            strata.append(first.stratum(example.labels.get(first.name, [])))
             position += file.write(encode([example.text, example.text_b, example.labels]).encode() + b"\n")
-    return offsets, labels
+    return offsets, strata, bool(pair)
 
 
 def read_spool(path: Path, offsets: np.ndarray) -> Iterator[Example]:

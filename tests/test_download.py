@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bert_mtl.config import SourceConfig
 from bert_mtl.tasks import DataError
-from data_prep.download import download
+from data_prep.download import download, fetched
 
 CONTENT = os.urandom(3 << 20)
 CHECKSUM = hashlib.sha256(CONTENT).hexdigest()
@@ -38,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers["Range"]
         self.server.asked.append(wanted)
-        if self.path != "/data/a.tar.gz?version=1":
+        if not re.fullmatch(r"/data/\w+\.tar\.gz\?version=1", self.path):
             return self.send_error(404)
         begin = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and self.server.ranges else 0
         if begin >= len(CONTENT):
@@ -151,6 +152,28 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, server):
 def test_two_addresses_with_the_same_file_name_do_not_mix(tmp_path, server):
     paths = {download(f"{server.url}{end}", tmp_path) for end in ("", "#other")}
     assert len(paths) == 2
+
+
+def test_a_file_without_a_checksum_is_fetched_with_a_warning(tmp_path, server, caplog):
+    download(server.url, tmp_path, checksum=CHECKSUM)
+    assert caplog.messages == []
+    other = f"{server.url}#other"
+    download(other, tmp_path)
+    assert caplog.messages == [f"{other} has no checksum in its task: what comes is taken as it is"]
+    download(other, tmp_path)
+    assert len(caplog.messages) == 1  # it was there
+
+
+def test_a_source_is_fetched_as_one_file_or_one_for_each_part(tmp_path, server):
+    source = SourceConfig(format="jsonl", url=server.url, sha256=CHECKSUM)
+    assert Path(fetched(source, tmp_path).path).read_bytes() == CONTENT
+    url = server.url.replace("/a.", "/{part}.")
+    parts = {"train": ["a", "b"], "test": "c"}
+    source = SourceConfig(format="jsonl", url=url, parts=parts, sha256={"a": CHECKSUM, "b": CHECKSUM})
+    paths = fetched(source, tmp_path).path
+    assert {name: Path(path).name[9:] for name, path in paths.items()} == {n: f"{n}.tar.gz" for n in "abc"}
+    with pytest.raises(DataError, match="must have SHA-256 00"):
+        fetched(source.model_copy(update={"sha256": {"c": "00"}}), tmp_path)
 
 
 def test_two_downloads_at_once_fetch_once(tmp_path, server):

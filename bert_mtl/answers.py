@@ -1,0 +1,72 @@
+"""What a model answers to a whole part: batches in, answers and labels of each head out, in stored order."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from bert_mtl.input_pipeline import Pipeline
+from bert_mtl.kinds import Head
+from bert_mtl.multitask import MultiTaskModel
+
+SHOWN = 200  # batches from which answering a part shows a progress bar
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Labelled items of one head.
+
+    Attributes:
+        answers, labels: arrays `(items, …)`; of a token head a list of an array `(words, …)` for each text.
+        index: `(items,)` the place of each item's example in its part (`(texts,)` of a token head).
+    """
+
+    answers: Any
+    labels: Any
+    index: np.ndarray
+
+
+def answer_part(model: MultiTaskModel, pipeline: Pipeline) -> dict[str, Answered]:
+    """The answers of the heads of the pipeline's tasks to every example of a part; a bar where it takes long."""
+    names = [label.name for label in pipeline.labels]
+    found: dict[str, list[Answered]] = {name: [] for name in names}
+    epoch = pipeline.first_epoch
+    steps = pipeline.steps(epoch)
+    for batch in track(pipeline.dataset(epoch), f"answering {pipeline.part}", total=steps, disable=steps < SHOWN):
+        answers = model.answer(batch, names)
+        arrays = {key: value.numpy() for key, value in batch.items()}
+        for name in names:
+            found[name].append(labelled(model.heads[name], answers[name].numpy(), arrays))
+    return {name: _in_order(model.heads[name], pieces) for name, pieces in found.items()}
+
+
+def labelled(head: Head, answers: np.ndarray, batch: dict[str, np.ndarray]) -> Answered:
+    """The labelled items of one batch."""
+    labels = batch[f"label.{head.name}"]
+    if head.level == "token":
+        return by_text(answers, labels, batch)
+    real = batch[f"weight.{head.name}"] > 0
+    return Answered(answers[real], labels[real], np.flatnonzero(real) if head.level == "mask" else batch["index"][real])
+
+
+def by_text(answers: np.ndarray, numbers: np.ndarray, batch: dict[str, np.ndarray]) -> Answered:
+    """Answers `(rows, length, …)` at the tokens whose `numbers` `(rows, length)` are not negative, by text."""
+    places = np.flatnonzero(numbers >= 0)
+    segments = batch["segment_ids"].reshape(-1)[places] - 1
+    begins = np.flatnonzero(np.diff(segments, prepend=-1))  # the tokens of a segment stand together
+    flat = answers.reshape(-1, *answers.shape[2:])[places]
+    pieces, labels = np.split(flat, begins[1:]), np.split(numbers.reshape(-1)[places], begins[1:])
+    return Answered(pieces if len(begins) else [], labels if len(begins) else [], batch["index"][segments[begins]])
+
+
+def _in_order(head: Head, pieces: list[Answered]) -> Answered:
+    index = np.concatenate([piece.index for piece in pieces])
+    if head.level == "mask":
+        return Answered(*(np.concatenate([getattr(p, name) for p in pieces]) for name in ("answers", "labels")), index)
+    order = np.argsort(index, kind="stable")
+    if head.level == "token":
+        answers, labels = ([item for p in pieces for item in getattr(p, name)] for name in ("answers", "labels"))
+        return Answered([answers[i] for i in order], [labels[i] for i in order], index[order])
+    answers, labels = (np.concatenate([getattr(p, name) for p in pieces])[order] for name in ("answers", "labels"))
+    return Answered(answers, labels, index[order])

@@ -1,0 +1,194 @@
+"""The examples of one part of one task, in any order of passes: shards in, windows of examples out.
+
+Three inputs (`tfrecord`, `generator`, `textline`) that end in the same examples. A part is an endless stream, pass
+after pass; in which order a pass reads the shards is a pure function of (seed, task, pass).
+"""
+
+import functools
+import itertools
+import pickle
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from bert_mtl.batches import Window
+from bert_mtl.config import DataConfig, InputConfig
+from bert_mtl.encoding import Columns, Record, encode
+from bert_mtl.records import Manifest, Shard, lengths_file, load_manifest, parse_lines, parse_records, save_lengths
+from bert_mtl.tasks import DataError, Task
+from bert_mtl.tokenization import Tokenizer
+from bert_mtl.workers import run_jobs
+
+CHUNK = 512  # examples read and tokenised at once
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PartReader:
+    """One part of the records folder of one task."""
+
+    folder: Path
+    part: str
+    task: Task
+    tokenizer: Tokenizer
+    input: InputConfig
+    data: DataConfig
+    seed: int = 0
+    shuffle: bool = False
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return load_manifest(self.folder)
+
+    @property
+    def examples(self) -> int:
+        return self.manifest.parts[self.part].examples
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.task.labels, self.manifest.pair, self.task.separate, self.task.words)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example `(examples,)` in stored order; of text shards counted once and kept beside them."""
+        file = lengths_file(self.folder, self.part, self.tokenizer.fingerprint)
+        if not file.exists():
+            stored = [str(self.folder / shard.file) for shard in self.manifest.parts[self.part].shards]
+            counted = [chunk["lengths"] for chunk in self._chunks(stored, 0)]
+            save_lengths(self.folder, self.part, self.tokenizer.fingerprint, np.concatenate(counted))
+        lengths = np.load(file)
+        if len(lengths) != self.examples:
+            raise DataError(f"{file} is damaged: it must have {self.examples} lengths; got {len(lengths)}. Delete it.")
+        return lengths
+
+    def order(self, start: int, count: int) -> np.ndarray:
+        """The stored places `(count,)` of the examples `start`, `start + 1`, … of the endless stream."""
+        passes = range(start // self.examples, -(-(start + count) // self.examples))
+        places = np.concatenate([self._pass(number)[1] for number in passes] or [np.zeros(0, np.int32)])
+        begin = start - passes.start * self.examples if count else 0
+        return places[begin : begin + count]
+
+    def windows(self, start: int) -> Iterator[Window]:
+        """The examples of the endless stream from number `start` on, a chunk at a time."""
+        number, skip = divmod(start, self.examples)
+        while True:
+            shards, places = self._pass(number)
+            places = places[skip:]
+            while skip >= shards[0].examples:
+                skip -= shards.pop(0).examples
+            for chunk in self._chunks([str(self.folder / shard.file) for shard in shards], skip):
+                count = len(chunk["lengths"])
+                yield self._window(chunk, places[:count])
+                places = places[count:]
+            number, skip = number + 1, 0
+
+    @property
+    def nothing(self) -> Window:
+        """A window of no example."""
+        labels = {f"label.{s.name}": np.zeros((0, *s.shape), s.dtype) for s in self.columns.stored}
+        empty = np.zeros(0, np.int32)
+        return self._window({"token_ids": empty, "second_start": empty, "lengths": empty, **labels}, empty)
+
+    def _pass(self, number: int) -> tuple[list[Shard], np.ndarray]:
+        """The shards as pass `number` reads them, and the stored places `(examples,)` of their examples."""
+        shards = self.manifest.parts[self.part].shards
+        order = np.arange(len(shards))
+        if self.shuffle:
+            np.random.default_rng((self.seed, zlib.crc32(self.task.name.encode()), number)).shuffle(order)
+        begin = np.cumsum([0, *(shard.examples for shard in shards)], dtype=np.int32)
+        places = [np.arange(begin[i], begin[i + 1], dtype=np.int32) for i in order]
+        return [shards[i] for i in order], np.concatenate(places)
+
+    def _window(self, chunk: dict, index: np.ndarray) -> Window:
+        by_level = {
+            level: {spec.name: chunk[f"label.{spec.name}"] for spec in self.columns.stored if spec.level == level}
+            for level in ("text", "token")
+        }
+        return Window(
+            token_ids=chunk["token_ids"],
+            splits=np.concatenate([[0], np.cumsum(chunk["lengths"], dtype=np.int64)]),
+            second_start=chunk["second_start"],
+            task=np.full(len(index), self.task.number, np.int32),
+            index=index,
+            labels=by_level["text"],
+            token_labels=by_level["token"],
+        )
+
+    def _chunks(self, files: list[str], skip: int) -> Iterator[dict]:
+        """What the files hold after their first `skip` examples: see `_flat`."""
+        if self.input.kind == "generator":
+            return self._worker_chunks(files, skip)
+        if self.input.kind == "tfrecord":
+            stored = tf.data.TFRecordDataset(files, buffer_size=READ_BYTES)
+            function = _record_reader(self.columns)
+        else:
+            stored = tf.data.TextLineDataset(files, buffer_size=READ_BYTES)
+            function = _line_reader(self._packed_tokenizer, self.columns)
+        chunks = stored.skip(skip).batch(CHUNK).map(function, num_parallel_calls=tf.data.AUTOTUNE)
+        return chunks.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+    def _worker_chunks(self, files: list[str], skip: int) -> Iterator[dict]:
+        """Workers tokenise one window ahead of the one that is read: busy all the time, and no more in memory."""
+        lines = itertools.islice(_lines(files), skip, None)
+        begun: Iterator[dict] = iter(())
+        while jobs := list(itertools.islice(self._jobs(lines), max(1, self.input.window // CHUNK))):
+            previous, begun = begun, run_jobs(_tokenise_in_worker, jobs, self.data, examples=self.examples)
+            yield from previous
+        yield from begun
+
+    def _jobs(self, lines: Iterator[bytes]) -> Iterator[tuple]:
+        while chunk := list(itertools.islice(lines, CHUNK)):
+            yield self._packed_tokenizer, self.columns, chunk
+
+    @cached_property
+    def _packed_tokenizer(self) -> bytes:
+        return pickle.dumps(self.tokenizer)
+
+
+@functools.lru_cache(maxsize=32)
+def _record_reader(columns: Columns) -> Callable[[tf.Tensor], dict]:
+    """Serialised records `(n,)` to a chunk, as a graph that is traced once."""
+    return _graph(lambda records: _flat(parse_records(records, columns.stored)))
+
+
+@functools.lru_cache(maxsize=32)
+def _line_reader(tokenizer: bytes, columns: Columns) -> Callable[[tf.Tensor], dict]:
+    """Lines `(n,)` of text shards to a chunk, as a graph that every process builds once."""
+    built = pickle.loads(tokenizer)
+
+    def read(lines: tf.Tensor) -> dict:
+        texts, texts_b, labels = parse_lines(lines, columns.stored, columns.pair)
+        labels = {name.removeprefix("label."): values for name, values in labels.items()}
+        record: Record = encode(built, columns, texts, texts_b, labels)
+        named = {f"label.{name}": values for name, values in record.labels.items()}
+        return _flat({"token_ids": record.token_ids, "second_start": record.second_start, **named})
+
+    return _graph(read)
+
+
+def _graph(function: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], dict]:
+    return tf.function(function, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
+
+
+def _tokenise_in_worker(tokenizer: bytes, columns: Columns, lines: list[bytes]) -> dict:
+    chunk = _line_reader(tokenizer, columns)(tf.constant(lines))
+    return {key: value.numpy() for key, value in chunk.items()}
+
+
+def _lines(files: Iterable[str]) -> Iterator[bytes]:
+    for file in files:
+        with open(file, "rb") as lines:
+            for line in lines:
+                yield line.removesuffix(b"\n")
+
+
+def _flat(chunk: dict) -> dict:
+    """Whatever is by token as flat values, beside the `lengths` of the examples: a dictionary of plain arrays."""
+    lengths = chunk["token_ids"].row_lengths()
+    flat = {key: value.values if isinstance(value, tf.RaggedTensor) else value for key, value in chunk.items()}
+    return flat | {"lengths": lengths}
