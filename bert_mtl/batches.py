@@ -125,71 +125,91 @@ def complete(window: Window, specs: Sequence[LabelSpec]) -> Window:
 def assemble(window: Window, batch: Batch, layout: Layout, random: np.random.Generator) -> dict[str, np.ndarray]:
     """The arrays of one batch (see the module); `random` draws what mask heads hide."""
     examples = window.take(batch.chosen)
-    lengths, task = examples.lengths, examples.task
-    length = layout.length or -(-int(lengths.max(initial=1)) // layout.pad_to) * layout.pad_to
-    # The place of every token in its example and in the batch. Examples come row by row.
-    row_start = np.cumsum(lengths) - lengths
-    row_start -= row_start[np.searchsorted(batch.row, batch.row)] if len(batch.row) else 0
-    in_example = np.arange(len(examples.token_ids)) - np.repeat(examples.splits[:-1], lengths)
-    place = np.repeat(batch.row * length + row_start, lengths) + in_example
-    separate = np.asarray(layout.separate, bool)[task] & (examples.second_start < lengths)
-    second = in_example >= np.repeat(examples.second_start, lengths)
-    apart = np.repeat(separate, lengths) & second
-    segment = np.cumsum(1 + separate) - separate - 1  # 0-based number of each example's first segment
-
-    def by_token(values: np.ndarray, filler: float = 0) -> np.ndarray:
-        flat = np.full(layout.rows * length, filler, values.dtype if values.dtype.kind == "f" else np.int32)
-        flat[place] = values
-        return flat.reshape(layout.rows, length)
-
-    def by_segment(values: np.ndarray, filler: float = 0) -> np.ndarray:
-        dtype = values.dtype if values.dtype.kind == "f" else np.int32
-        filled = np.full((layout.segments, *values.shape[1:]), filler, dtype)
-        filled[segment] = values
-        return filled
-
-    starts = place[examples.splits[:-1]]
-    other = segment[separate] + 1
-    arrays = {
-        "token_ids": by_token(examples.token_ids),
-        "type_ids": by_token(second & ~apart),
-        "segment_ids": by_token(np.repeat(segment + 1, lengths) + apart),
-        "position_ids": by_token(in_example - apart * np.repeat(examples.second_start, lengths)),
-        "first_token": by_segment(starts),
-        "task": by_segment(task, -1),
-        "partner": np.arange(layout.segments, dtype=np.int32),
-        "index": by_segment(examples.index, -1),
-        "examples": np.float32(len(task)),
-    }
-    arrays["first_token"][other] = starts[separate] + examples.second_start[separate]
-    arrays["task"][other] = task[separate]
-    arrays["partner"][other], arrays["partner"][other - 1] = other - 1, other
+    places = _Places(examples, batch.row, layout)
+    arrays: dict[str, Any] = places.arrays()
     for head in layout.heads:
-        arrays |= _labels(head, examples, arrays, layout, (by_token, by_segment), random)
+        mine = examples.task == head.task
+        if head.level == "mask":
+            eligible = places.by_token(np.repeat(mine, examples.lengths)) > 0
+            arrays["token_ids"], place, labels, weights = mask(
+                arrays["token_ids"], eligible, capacity=layout.places, random=random, rate=head.rate, **layout.masking
+            )
+            arrays[f"place.{head.name}"] = place
+        elif head.level == "token":
+            labels = places.by_token(examples.token_labels[head.name], -1)
+            weights = (labels >= 0).astype(np.float32)
+            mine = _any_by_example(examples.token_labels[head.name] >= 0, examples)
+        else:
+            values = examples.labels[head.name]
+            known = values >= 0 if values.dtype.kind == "i" else ~np.isnan(values)
+            mine = mine & (known.all(axis=tuple(range(1, known.ndim))) | (not head.needs_label))
+            labels, weights = places.by_segment(values), places.by_segment(mine.astype(np.float32))
+        arrays |= {f"label.{head.name}": labels, f"weight.{head.name}": weights}
+        arrays[f"count.{head.name}"] = np.float32(mine.sum())
     return arrays
 
 
-def _labels(
-    head: LabelSpec, examples: Window, arrays: dict, layout: Layout, fillers: tuple, random: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """What the batch says of one head; a mask head also changes `token_ids`."""
-    by_token, by_segment = fillers
-    mine = examples.task == head.task
-    if head.level == "mask":
-        eligible = by_token(np.repeat(mine, examples.lengths)) > 0
-        arrays["token_ids"], places, labels, weights = mask(
-            arrays["token_ids"], eligible, capacity=layout.places, random=random, rate=head.rate, **layout.masking
-        )
-        labelled, found = mine, {f"place.{head.name}": places}
-    elif head.level == "token":
-        values = examples.token_labels[head.name]
-        labels, found = by_token(values, -1), {}
-        weights = (labels >= 0).astype(np.float32)
-        labelled = np.add.reduceat(values >= 0, examples.splits[:-1]) > 0 if len(mine) else mine
-    else:
-        values = examples.labels[head.name]
-        known = values >= 0 if values.dtype.kind == "i" else ~np.isnan(values)
-        labelled = mine & (known.reshape(len(mine), -1).all(axis=1) | (not head.needs_label))
-        labels, weights, found = by_segment(values), by_segment(labelled.astype(np.float32)), {}
-    found |= {f"label.{head.name}": labels, f"weight.{head.name}": weights}
-    return found | {f"count.{head.name}": np.float32(labelled.sum())}
+def _any_by_example(tokens: np.ndarray, examples: Window) -> np.ndarray:
+    """Which examples `(examples,)` have a token that is marked in `tokens` `(tokens,)`."""
+    return np.diff(np.concatenate([[0], np.cumsum(tokens)])[examples.splits]) > 0
+
+
+class _Places:
+    """Where the tokens and segments of examples, which come row by row, stand in a batch.
+
+    Attributes:
+        in_example, token: the place of each token `(tokens,)` in its example and among all tokens of the batch.
+        separate: whether an example `(examples,)` has two segments.
+        segment: 0-based number of each example's first segment.
+    """
+
+    def __init__(self, examples: Window, row: np.ndarray, layout: Layout):
+        lengths = examples.lengths
+        self.examples, self.layout = examples, layout
+        self.length = layout.length or -(-int(lengths.max(initial=1)) // layout.pad_to) * layout.pad_to
+        before = examples.splits[:-1]
+        in_row = before - before[np.searchsorted(row, row)]
+        self.in_example = np.arange(len(examples.token_ids)) - np.repeat(before, lengths)
+        self.token = np.repeat(row * self.length + in_row, lengths) + self.in_example
+        self.separate = np.asarray(layout.separate, bool)[examples.task] & (examples.second_start < lengths)
+        self.segment = np.cumsum(1 + self.separate) - self.separate - 1
+
+    def by_token(self, values: np.ndarray, filler: float = 0) -> np.ndarray:
+        """`(rows, length)` of values `(tokens,)`, int32 or float32."""
+        flat = np.full(self.layout.rows * self.length, filler, _dtype(values))
+        flat[self.token] = values
+        return flat.reshape(self.layout.rows, self.length)
+
+    def by_segment(self, values: np.ndarray, filler: float = 0) -> np.ndarray:
+        """`(segments, …)` of values `(examples, …)`, int32 or float32, at the first segment of each example."""
+        filled = np.full((self.layout.segments, *values.shape[1:]), filler, _dtype(values))
+        filled[self.segment] = values
+        return filled
+
+    def arrays(self) -> dict[str, Any]:
+        """All of a batch that is not of one head."""
+        examples, lengths = self.examples, self.examples.lengths
+        second_start = np.repeat(examples.second_start, lengths)
+        second = self.in_example >= second_start
+        apart = second & np.repeat(self.separate, lengths)
+        starts = self.token[examples.splits[:-1]]
+        arrays = {
+            "token_ids": self.by_token(examples.token_ids),
+            "type_ids": self.by_token(second & ~apart),
+            "segment_ids": self.by_token(np.repeat(self.segment + 1, lengths) + apart),
+            "position_ids": self.by_token(self.in_example - apart * second_start),
+            "first_token": self.by_segment(starts),
+            "task": self.by_segment(examples.task, -1),
+            "partner": np.arange(self.layout.segments, dtype=np.int32),
+            "index": self.by_segment(examples.index, -1),
+            "examples": np.float32(len(lengths)),
+        }
+        other = self.segment[self.separate] + 1
+        arrays["first_token"][other] = (starts + examples.second_start)[self.separate]
+        arrays["task"][other] = examples.task[self.separate]
+        arrays["partner"][other], arrays["partner"][other - 1] = other - 1, other
+        return arrays
+
+
+def _dtype(values: np.ndarray) -> Any:
+    return np.float32 if values.dtype.kind == "f" else np.int32

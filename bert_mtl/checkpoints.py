@@ -112,13 +112,13 @@ class Checkpoint:
 
 
 def load_pretrained(encoder: BertEncoder, folder: Path) -> LoadReport:
-    """Assigns every variable of `encoder` from `folder`; a checkpoint without a pooler leaves the pooler as it is.
+    """Assigns every shared variable of `encoder` from `folder`; one without a pooler leaves the pooler as it is.
 
     Raises `WeightsError` naming every variable that is absent or of another shape; the encoder is then unchanged.
     """
     checkpoint = open_checkpoint(folder)
     values, missing, misfits, used = {}, [], [], set()
-    for variable in encoder.weights:
+    for variable in encoder.shared_weights:
         path, shape = variable.path.split(f"{encoder.name}/", 1)[1], tuple(variable.shape)
         names = _source_names(path, checkpoint)
         if absent := [name for name in names if name not in checkpoint.shapes]:
@@ -135,7 +135,7 @@ def load_pretrained(encoder: BertEncoder, folder: Path) -> LoadReport:
             f"model.weights must fit the encoder; got {folder} with {len(misfits)} variables that do not. "
             "Give the model the checkpoint's sizes, or name other weights:\n  " + "\n  ".join(misfits)
         )
-    for variable in encoder.weights:
+    for variable in encoder.shared_weights:
         path = variable.path.split(f"{encoder.name}/", 1)[1]
         if path in values:
             variable.assign(values[path])

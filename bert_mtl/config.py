@@ -66,6 +66,7 @@ class TaskConfig(Schema):
     license: str = "not stated"
     link: str | None = None
     trainable: Trainable = "all"
+    limit: PositiveInt | None = None
     heads: Annotated[dict[str, HeadConfig], Field(min_length=1)]
     sources: Annotated[dict[Literal["sample", "full"], SourceConfig], Field(min_length=1)]
     exclude: list[Annotated[str, AfterValidator(_excluded)]] = []
@@ -95,6 +96,7 @@ class ModelConfig(Schema):
     weights: Filled | None
     pooling: Literal["mean", "cls"]
     dropout: Fraction
+    attention_dropout: Fraction
     trainable: Trainable
     adapters: Literal["none", "bottleneck", "layer_norm"]
     adapter_dim: PositiveInt
@@ -171,6 +173,7 @@ class TrainSettings(Schema):
     select: Literal["dev", "last"]
     patience: PositiveInt | None
     save_every: PositiveInt
+    test: bool
 
 
 class PrepareConfig(Schema):

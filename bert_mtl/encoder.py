@@ -219,9 +219,11 @@ class TransformerLayer(layers.Layer):
         """Returns the heads' contexts side by side, `(rows * length, hidden_dim)`."""
         rows, _, _, length = ops.shape(bias)
         shape = (rows, length, self.num_heads, self.head_dim)
-        query, key, value = (ops.reshape(part, shape) for part in ops.split(self.qkv(states), 3, axis=-1))
+        query, key, value = ops.split(self.qkv(states), 3, axis=-1)
+        query = query * (1.0 / math.sqrt(self.head_dim))  # smaller than the scores, which every operation must stream
+        query, key, value = (ops.reshape(part, shape) for part in (query, key, value))
         query, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, value))
-        scores = ops.matmul(query, ops.transpose(key, (0, 2, 3, 1))) * (1.0 / math.sqrt(self.head_dim))
+        scores = ops.matmul(query, ops.transpose(key, (0, 2, 3, 1)))
         weights = ops.softmax(ops.cast(scores, "float32") + bias)
         weights = self.attention_dropout(ops.cast(weights, self.compute_dtype), training=training)
         context = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))

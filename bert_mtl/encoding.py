@@ -33,7 +33,7 @@ class Columns(NamedTuple):
 
 class Record(NamedTuple):
     """Tokenised examples: `token_ids` ragged `(n, None)` and `second_start` `(n,)` int32, `truncated` `(n,)` bool, and
-    `labels`: head -> `(n, *shape)`, of token heads ragged `(n, None)` by token."""
+    `labels` by head, of token heads ragged `(n, None)` by token."""
 
     token_ids: tf.RaggedTensor
     second_start: tf.Tensor
@@ -44,12 +44,11 @@ class Record(NamedTuple):
 def encode(
     tokenizer: Tokenizer, columns: Columns, texts: tf.Tensor, texts_b: tf.Tensor | None, labels: Mapping
 ) -> Record:
-    """Records of texts `(n,)`, second texts `(n,)` and labels `(n, *shape)`, of token heads ragged `(n, words)`."""
+    """Records of texts `(n,)`, second texts `(n,)` and labels: those of token heads, ragged `(n, words)`, are spread to
+    tokens, all others stay as they are."""
     if not columns.words:
         return Record(*tokenizer.encode(texts, texts_b, columns.separate), dict(labels))
     encoded, words = tokenizer.encode_words(texts)
-    spread = {
-        name: by_token(values, words) if isinstance(values, tf.RaggedTensor) else values
-        for name, values in labels.items()
-    }
+    by_word = {label.name for label in columns.labels if label.level == "token"}
+    spread = {name: by_token(values, words) if name in by_word else values for name, values in labels.items()}
     return Record(*encoded, spread)

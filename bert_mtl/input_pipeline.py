@@ -80,7 +80,8 @@ class Pipeline:
         if self.input.packing == "none":
             return Padding(self.batch_size)
         means = np.array([reader.lengths.mean() for reader in self.readers])
-        length = self.input.row_length or max(min(2 * self.tokenizer.max_length, LONGEST_ROW), self.tokenizer.max_length)
+        longest = self.tokenizer.max_length
+        length = self.input.row_length or max(min(2 * longest, LONGEST_ROW), longest)
         tokens = self.batch_size * np.average(means, weights=self.counts)
         rows = max(round(tokens / length / self.replicas), 1) * self.replicas
         return Packing(rows, length, most=max(8, round(SPARE * length / means.min())))
@@ -89,12 +90,13 @@ class Pipeline:
     def layout(self) -> Layout:
         """The shapes of one replica's batch."""
         packing, longest = self.packing, self.tokenizer.max_length
-        rows, packed = packing.rows // self.replicas, isinstance(packing, Packing)
-        length = packing.length if packed else longest if self.input.pad_to == longest else None
+        rows, most, length = packing.rows // self.replicas, 1, longest if self.input.pad_to == longest else None
+        if isinstance(packing, Packing):
+            most, length = packing.most, packing.length
         separate = {reader.task.number: reader.task.separate for reader in self.readers}
         return Layout(
             rows=rows,
-            segments=rows * (packing.most if packed else 1) * (1 + any(separate.values())),
+            segments=rows * most * (1 + any(separate.values())),
             heads=self.labels,
             separate=tuple(separate.get(task, False) for task in range(max(separate) + 1)),
             length=length,
@@ -119,18 +121,19 @@ class Pipeline:
 
     def batches(self, epoch: Epoch, skip: int = 0) -> Generator[dict, None, None]:
         """The batches of one epoch, without those of its first `skip` steps."""
-        order, step, window, stream = self._order(epoch), 0, None, iter(())
+        order, step, window = self._order(epoch), 0, None
+        streams: list[_Stream] = []
         for plan in self._plans(epoch, order):
-            if window is None and step + len(plan.batches) <= skip:
+            if window is not None:
+                fresh = plan.positions[len(window.task) :]
+                window = join([window, self._read(streams, order[fresh])])
+            elif step + len(plan.batches) > skip:
+                begin, end = int(plan.positions.min()), int(plan.positions.max()) + 1
+                streams = self._streams(epoch, order, begin)
+                window = self._read(streams, order[begin:end]).take(plan.positions - begin)
+            else:
                 step += len(plan.batches)
                 continue
-            if window is None:
-                begin, new = int(plan.positions.min()), plan.positions
-                stream = self._stream(epoch, order, begin)
-                window = self._read(stream, order[begin : new.max() + 1]).take(new - begin)
-            else:
-                fresh = plan.positions[len(window.task) :]
-                window = join([window, self._read(stream, order[fresh])])
             for batch in plan.batches:
                 if step >= skip:
                     yield from self._replica_batches(window, batch, epoch.number, step)
@@ -173,7 +176,7 @@ class Pipeline:
 
         return self.packing.plan(lengths, self.input.window, random_of)
 
-    def _stream(self, epoch: Epoch, order: np.ndarray, begin: int) -> list["_Stream"]:
+    def _streams(self, epoch: Epoch, order: np.ndarray, begin: int) -> list["_Stream"]:
         """Each task's examples from the one on that is first at or after place `begin` of the epoch."""
         read = np.bincount(order[:begin], minlength=len(self.readers))
         return [

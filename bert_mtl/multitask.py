@@ -146,5 +146,6 @@ def make_model(config: ModelConfig, encoder: BertEncoder, tasks: Mapping[str, Ta
         if head.settings.share_head is not None:
             head.layer = heads[head.settings.share_head].layer
     frozen = [frozen_blocks(task.config.trainable, encoder.config.num_layers) for task in tasks.values()]
-    encoder.freeze(frozen_blocks(config.trainable, encoder.config.num_layers))
+    # What no task changes is no variable to the optimizer, whose weight decay would change it.
+    encoder.freeze(max(frozen_blocks(config.trainable, encoder.config.num_layers), min(frozen)))
     return MultiTaskModel(encoder, heads, config.pooling, frozen, name="multitask")

@@ -52,15 +52,13 @@ class Packing(NamedTuple):
             count = len(splits) - 1
             kept = count if end == len(lengths) else count // self.rows * self.rows
             tokens = np.add.reduceat(lengths[positions][order], splits[:-1])
-            chosen = np.arange(count) if kept == count else np.sort(np.argsort(-tokens, kind="stable")[:kept])
-            carried = np.setdiff1d(np.arange(count), chosen)
-            if random is not None:
-                chosen = random.permutation(chosen)
+            fullest = np.argsort(-tokens, kind="stable")
+            chosen, left = np.sort(fullest[:kept]), np.sort(fullest[kept:])
+            chosen = chosen if random is None else random.permutation(chosen)
             parts = [chosen[at : at + self.rows] for at in range(0, kept, self.rows)]
-            batches = [Batch(*_examples(order, splits, part)) for part in parts]
-            held_now = _examples(order, splits, carried)[0]
-            yield WindowPlan(positions, batches, held_now)
-            held = positions[held_now]
+            carried = _examples(order, splits, left)[0]
+            yield WindowPlan(positions, [Batch(*_examples(order, splits, part)) for part in parts], carried)
+            held = positions[carried]
 
 
 class Padding(NamedTuple):
@@ -90,10 +88,10 @@ def pack(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best-fit decreasing: each example, longest first, goes to the fullest row that still has room for it.
 
-    All examples of one length are placed at once. With `random`, which of them goes where is shuffled.
+    Examples of one length are placed many at a time. With `random`, which of them goes where is shuffled.
 
     Args:
-        lengths: `(examples,)`, each at most `row_length`.
+        lengths: `(examples,)`, at least one, each at most `row_length`.
         most: examples a row may hold at most.
 
     Returns:
@@ -102,31 +100,19 @@ def pack(
     order = np.arange(len(lengths)) if random is None else random.permutation(len(lengths))
     order = order[np.argsort(-lengths[order], kind="stable")]
     sizes, starts = np.unique(-lengths[order], return_index=True)
-    row_of, held = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)  # there are no more rows than that
-    room: list[np.ndarray] = [np.zeros(0, np.int64)] * (row_length + 1)  # rows by what is left of them
-    smallest, rows = int(-sizes[-1]) if len(sizes) else 0, 0
+    row_of, held = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
+    rows = [np.zeros(0, np.int64)] * row_length + [np.arange(len(lengths))]  # by how much is left of them
     for size, items in zip(-sizes, np.split(order, starts[1:]), strict=True):
         while len(items):
-            left = next((at for at in range(size, row_length + 1) if len(room[at])), None)
-            if left is None:
-                fit = min(row_length // size, most)
-                new = rows + np.arange(len(items)) // fit
-                counts = np.bincount(new - rows)
-                row_of[items], held[rows : rows + len(counts)] = new, counts
-                rows += len(counts)
-                full, last = np.arange(rows - len(counts), rows - 1), np.array([rows - 1])
-                placed = ((full, row_length - fit * size), (last, row_length - int(counts[-1]) * size))
-                items = items[:0]
-            else:
-                targets, room[left] = room[left][: len(items)], room[left][len(items) :]
-                row_of[items[: len(targets)]] = targets
-                held[targets] += 1
-                placed, items = ((targets, left - size),), items[len(targets) :]
-            for targets, rest in placed:
-                open_rows = targets[held[targets] < most] if rest >= smallest else targets[:0]
-                if len(open_rows):
-                    room[rest] = np.concatenate([room[rest], open_rows])
-    return np.argsort(row_of, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))])
+            left = next(left for left in range(size, row_length + 1) if len(rows[left]))
+            # Of empty rows, no more than examples of this length fill.
+            count = len(items) if left < row_length else -(-len(items) // min(row_length // size, most))
+            taken, rows[left] = rows[left][:count], rows[left][count:]
+            row_of[items[: len(taken)]] = taken
+            held[taken] += 1
+            items = items[len(taken) :]
+            rows[left - size] = np.concatenate([rows[left - size], taken[held[taken] < most]])
+    return np.argsort(row_of, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(row_of))])
 
 
 def _examples(order: np.ndarray, splits: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from bert_mtl.batches import Window
 from bert_mtl.config import DataConfig, InputConfig
-from bert_mtl.encoding import Columns, Record, encode
+from bert_mtl.encoding import Columns, encode
 from bert_mtl.records import Manifest, Shard, lengths_file, load_manifest, parse_lines, parse_records, save_lengths
 from bert_mtl.tasks import DataError, Task
 from bert_mtl.tokenization import Tokenizer
@@ -26,6 +27,16 @@ from bert_mtl.workers import run_jobs
 
 CHUNK = 512  # examples read and tokenised at once
 READ_BYTES = 1 << 20
+
+
+class Chunk(NamedTuple):
+    """Tokenised examples, flat: `token_ids` `(tokens,)`, `lengths` and `second_start` `(examples,)`, and labels by
+    head: `(examples, *shape)`, of token heads `(tokens,)`."""
+
+    token_ids: Any
+    lengths: Any
+    second_start: Any
+    labels: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class PartReader:
         file = lengths_file(self.folder, self.part, self.tokenizer.fingerprint)
         if not file.exists():
             stored = [str(self.folder / shard.file) for shard in self.manifest.parts[self.part].shards]
-            counted = [chunk["lengths"] for chunk in self._chunks(stored, 0)]
+            counted = [chunk.lengths for chunk in self._chunks(stored, 0)]
             save_lengths(self.folder, self.part, self.tokenizer.fingerprint, np.concatenate(counted))
         lengths = np.load(file)
         if len(lengths) != self.examples:
@@ -82,7 +93,7 @@ class PartReader:
             while skip >= shards[0].examples:
                 skip -= shards.pop(0).examples
             for chunk in self._chunks([str(self.folder / shard.file) for shard in shards], skip):
-                count = len(chunk["lengths"])
+                count = len(chunk.lengths)
                 yield self._window(chunk, places[:count])
                 places = places[count:]
             number, skip = number + 1, 0
@@ -90,9 +101,9 @@ class PartReader:
     @property
     def nothing(self) -> Window:
         """A window of no example."""
-        labels = {f"label.{s.name}": np.zeros((0, *s.shape), s.dtype) for s in self.columns.stored}
+        labels = {label.name: np.zeros((0, *label.shape), label.dtype) for label in self.columns.stored}
         empty = np.zeros(0, np.int32)
-        return self._window({"token_ids": empty, "second_start": empty, "lengths": empty, **labels}, empty)
+        return self._window(Chunk(empty, empty, empty, labels), empty)
 
     def _pass(self, number: int) -> tuple[list[Shard], np.ndarray]:
         """The shards as pass `number` reads them, and the stored places `(examples,)` of their examples."""
@@ -104,23 +115,23 @@ class PartReader:
         places = [np.arange(begin[i], begin[i + 1], dtype=np.int32) for i in order]
         return [shards[i] for i in order], np.concatenate(places)
 
-    def _window(self, chunk: dict, index: np.ndarray) -> Window:
+    def _window(self, chunk: Chunk, index: np.ndarray) -> Window:
         by_level = {
-            level: {spec.name: chunk[f"label.{spec.name}"] for spec in self.columns.stored if spec.level == level}
+            level: {label.name: chunk.labels[label.name] for label in self.columns.stored if label.level == level}
             for level in ("text", "token")
         }
         return Window(
-            token_ids=chunk["token_ids"],
-            splits=np.concatenate([[0], np.cumsum(chunk["lengths"], dtype=np.int64)]),
-            second_start=chunk["second_start"],
+            token_ids=chunk.token_ids,
+            splits=np.concatenate([[0], np.cumsum(chunk.lengths, dtype=np.int64)]),
+            second_start=chunk.second_start,
             task=np.full(len(index), self.task.number, np.int32),
             index=index,
             labels=by_level["text"],
             token_labels=by_level["token"],
         )
 
-    def _chunks(self, files: list[str], skip: int) -> Iterator[dict]:
-        """What the files hold after their first `skip` examples: see `_flat`."""
+    def _chunks(self, files: list[str], skip: int) -> Iterator[Chunk]:
+        """What the files hold after their first `skip` examples."""
         if self.input.kind == "generator":
             return self._worker_chunks(files, skip)
         if self.input.kind == "tfrecord":
@@ -132,10 +143,10 @@ class PartReader:
         chunks = stored.skip(skip).batch(CHUNK).map(function, num_parallel_calls=tf.data.AUTOTUNE)
         return chunks.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
-    def _worker_chunks(self, files: list[str], skip: int) -> Iterator[dict]:
+    def _worker_chunks(self, files: list[str], skip: int) -> Iterator[Chunk]:
         """Workers tokenise one window ahead of the one that is read: busy all the time, and no more in memory."""
         lines = itertools.islice(_lines(files), skip, None)
-        begun: Iterator[dict] = iter(())
+        begun: Iterator[Chunk] = iter(())
         while jobs := list(itertools.islice(self._jobs(lines), max(1, self.input.window // CHUNK))):
             previous, begun = begun, run_jobs(_tokenise_in_worker, jobs, self.data, examples=self.examples)
             yield from previous
@@ -151,33 +162,35 @@ class PartReader:
 
 
 @functools.lru_cache(maxsize=32)
-def _record_reader(columns: Columns) -> Callable[[tf.Tensor], dict]:
+def _record_reader(columns: Columns) -> Callable[[tf.Tensor], Chunk]:
     """Serialised records `(n,)` to a chunk, as a graph that is traced once."""
-    return _graph(lambda records: _flat(parse_records(records, columns.stored)))
+    return _graph(lambda records: _flat(*parse_records(records, columns.stored)))
 
 
 @functools.lru_cache(maxsize=32)
-def _line_reader(tokenizer: bytes, columns: Columns) -> Callable[[tf.Tensor], dict]:
+def _line_reader(tokenizer: bytes, columns: Columns) -> Callable[[tf.Tensor], Chunk]:
     """Lines `(n,)` of text shards to a chunk, as a graph that every process builds once."""
     built = pickle.loads(tokenizer)
 
-    def read(lines: tf.Tensor) -> dict:
+    def read(lines: tf.Tensor) -> Chunk:
         texts, texts_b, labels = parse_lines(lines, columns.stored, columns.pair)
-        labels = {name.removeprefix("label."): values for name, values in labels.items()}
-        record: Record = encode(built, columns, texts, texts_b, labels)
-        named = {f"label.{name}": values for name, values in record.labels.items()}
-        return _flat({"token_ids": record.token_ids, "second_start": record.second_start, **named})
+        record = encode(built, columns, texts, texts_b, labels)
+        return _flat(record.token_ids, record.second_start, record.labels)
 
     return _graph(read)
 
 
-def _graph(function: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], dict]:
+def _graph(function: Callable[[tf.Tensor], Chunk]) -> Callable[[tf.Tensor], Chunk]:
     return tf.function(function, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
 
 
-def _tokenise_in_worker(tokenizer: bytes, columns: Columns, lines: list[bytes]) -> dict:
-    chunk = _line_reader(tokenizer, columns)(tf.constant(lines))
-    return {key: value.numpy() for key, value in chunk.items()}
+def _flat(token_ids: tf.RaggedTensor, second_start: tf.Tensor, labels: dict) -> Chunk:
+    flat = {name: value.values if isinstance(value, tf.RaggedTensor) else value for name, value in labels.items()}
+    return Chunk(token_ids.values, token_ids.row_lengths(), second_start, flat)
+
+
+def _tokenise_in_worker(tokenizer: bytes, columns: Columns, lines: list[bytes]) -> Chunk:
+    return tf.nest.map_structure(np.asarray, _line_reader(tokenizer, columns)(tf.constant(lines)))
 
 
 def _lines(files: Iterable[str]) -> Iterator[bytes]:
@@ -185,10 +198,3 @@ def _lines(files: Iterable[str]) -> Iterator[bytes]:
         with open(file, "rb") as lines:
             for line in lines:
                 yield line.removesuffix(b"\n")
-
-
-def _flat(chunk: dict) -> dict:
-    """Whatever is by token as flat values, beside the `lengths` of the examples: a dictionary of plain arrays."""
-    lengths = chunk["token_ids"].row_lengths()
-    flat = {key: value.values if isinstance(value, tf.RaggedTensor) else value for key, value in chunk.items()}
-    return flat | {"lengths": lengths}

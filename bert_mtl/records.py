@@ -191,7 +191,8 @@ def serialize(token_ids: tf.RaggedTensor, second_start: tf.Tensor, labels: Mappi
     """
     start = tf.RaggedTensor.from_tensor(second_start[:, None])
     features = {f"label.{head}": values for head, values in labels.items()} | {"second_start": start}
-    entries = [_entry(name, values) for name, values in (dict(sorted(features.items())) | {"token_ids": token_ids}).items()]
+    features = dict(sorted(features.items())) | {"token_ids": token_ids}
+    entries = [_entry(name, values) for name, values in features.items()]
     return _message("Example", features=[_message("Features", feature=entries)])
 
 
@@ -211,29 +212,28 @@ def _message(kind: str, **fields: list[tf.Tensor]) -> tf.Tensor:
     return tf.io.encode_proto(sizes, values, list(fields), f"tensorflow.{kind}")
 
 
-def parse_records(serialized: tf.Tensor, labels: Sequence[LabelSpec]) -> dict:
-    """`(n,)` serialised records -> `token_ids` ragged `(n, None)` and `second_start` `(n,)`, int32, and `label.<head>`:
-    `(n, *shape)`, of token heads ragged `(n, None)`, each of its dtype."""
+def parse_records(serialized: tf.Tensor, labels: Sequence[LabelSpec]) -> tuple[tf.RaggedTensor, tf.Tensor, dict]:
+    """`(n,)` serialised records -> `token_ids` ragged `(n, None)` and `second_start` `(n,)`, int32, and the labels by
+    head: `(n, *shape)`, of token heads ragged `(n, None)`, each of its dtype; in the graph."""
     spec: dict = {"token_ids": tf.io.RaggedFeature(tf.int64), "second_start": tf.io.FixedLenFeature([], tf.int64)}
     for label in labels:
         dtype = tf.float32 if label.dtype == "float32" else tf.int64
         ragged = tf.io.RaggedFeature(dtype)
         spec[f"label.{label.name}"] = ragged if label.level == "token" else tf.io.FixedLenFeature(label.shape, dtype)
     parsed = tf.io.parse_example(serialized, spec)
-    return {name: tf.cast(v, tf.int32) if v.dtype == tf.int64 else v for name, v in parsed.items()}
+    parsed = {name: tf.cast(v, tf.int32) if v.dtype == tf.int64 else v for name, v in parsed.items()}
+    return parsed.pop("token_ids"), parsed.pop("second_start"), {k.removeprefix("label."): v for k, v in parsed.items()}
 
 
 def parse_lines(lines: tf.Tensor, labels: Sequence[LabelSpec], pair: bool) -> tuple[tf.Tensor, tf.Tensor | None, dict]:
-    """`(n,)` TSV lines -> texts `(n,)`, second texts `(n,)` or None, and `label.<head>`: `(n, *shape)`, of token heads
-    ragged `(n, words)`; in the graph."""
-    columns = len(labels) + 1 + pair
-    fields = tf.strings.split(lines, "\t").to_tensor(shape=(None, columns))
+    """`(n,)` TSV lines -> texts `(n,)`, second texts `(n,)` or None, and the labels by head: `(n, *shape)`, of token
+    heads ragged `(n, words)`; in the graph."""
+    fields = tf.strings.split(lines, "\t").to_tensor(shape=(None, len(labels) + 1 + pair))
     found = {}
     for place, label in enumerate(labels):
         numbers = tf.strings.split(fields[:, place], " ")
-        values = numbers.with_values(tf.strings.to_number(numbers.values, label.dtype))
-        dense = label.level == "text"
-        found[f"label.{label.name}"] = tf.reshape(values.values, (-1, *label.shape)) if dense else values
+        numbers = numbers.with_values(tf.strings.to_number(numbers.values, label.dtype))
+        found[label.name] = numbers if label.level == "token" else tf.reshape(numbers.values, (-1, *label.shape))
     return fields[:, len(labels)], fields[:, len(labels) + 1] if pair else None, found
 
 

@@ -136,11 +136,10 @@ def encoder_config(model: ModelConfig, weights: Path | None, vocab_size: int, ta
             f"model.weights must tell the sizes of BERT; got {weights} without them. "
             "Put its bert_config.json or config.json beside it."
         )
-    dropout = model.dropout
     return replace(
         sizes,
-        dropout=dropout,
-        attention_dropout=dropout,
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
         pooler=model.pooling == "cls",
         tasks=tasks,
         adapters=model.adapters,

@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> dict:
         for head, tuned in best["tuned"].items():
             model.heads[head].tuned = tuned
         result = {
-            "test": part_metrics(model, parts["test"]),
+            "test": part_metrics(model, parts["test"]) if config.train.test else {},
             "dev": best["dev"],
             "best_epoch": keeper.best + 1,
             "epochs": keeper.epochs,
@@ -224,10 +224,10 @@ def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
 def closing_words(run: Run, result: dict) -> str:
     """What a user reads at the end: the scores, where the run is, and what to do next."""
     heads = {head.name: head for task in run.tasks.values() for head in task.heads.values()}
-    dev, epochs, scores = result["dev"], len(result["epochs"]), []
-    for name, test in result["test"].items():
-        metric, others = heads[name].metric, ", ".join(f"{k} {v:.4f}" for k, v in test.items() if k != heads[name].metric)
-        scores.append(f"{name}: test {metric} {test[metric]:.4f} (dev {dev[name][metric]:.4f}); {others}")
+    epochs, scores = len(result["epochs"]), []
+    for name, head in heads.items():
+        parts = [f"{part} {head.metric} {result[part][name][head.metric]:.4f}" for part in ("test", "dev") if result[part]]
+        scores.append(f"{name}: {', '.join(parts)}")
     folder = shlex.quote(str(run.folder))
     return "\n".join(
         [

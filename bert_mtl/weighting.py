@@ -90,8 +90,8 @@ class Weighting(keras.layers.Layer):
         return dict(zip(self.heads, (self.base * ops.convert_to_numpy(self.factors())).tolist(), strict=True))
 
     def state(self, name: str, *shape: int, initial: str = "zeros") -> Any:
-        """A variable that no optimizer knows; replicas keep it alike by the mean of what each assigns."""
-        return self.add_weight(name=name, shape=shape, initializer=initial, trainable=False, aggregation="mean")
+        """A variable that no optimizer knows."""
+        return self.add_weight(name=name, shape=shape, initializer=initial, trainable=False)
 
 
 class Uncertainty(Weighting):

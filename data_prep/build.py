@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from rich.progress import track
 
-from bert_mtl.config import PARTS, PrepareConfig, SourceConfig, TaskConfig, VocabConfig
+from bert_mtl.config import PARTS, DataConfig, PrepareConfig, SourceConfig, TaskConfig, VocabConfig
 from bert_mtl.encoding import Columns
 from bert_mtl.records import (
     FORMAT,
@@ -106,12 +106,17 @@ def fingerprint(config: PrepareConfig, name: str, source: SourceConfig, tokenize
         "format": FORMAT,
         "source": source.model_dump(mode="json", include={"format", "member", "parts", "columns", "labels"}),
         "files": (_marks(source), excluded),
-        "data": config.data.model_dump(include={"source", "limit", "dev_fraction", "test_fraction", "shard_size"}),
+        "data": _data(config, name).model_dump(exclude={"path", "workers", "backend", "rebuild"}),
         "heads": [head.stored_as for head in make_tasks(config.tasks)[name].heads.values()],
         "seed": config.seed,
         "tokenizer": tokenizer and tokenizer.fingerprint,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _data(config: PrepareConfig, name: str) -> DataConfig:
+    """The section `data` as task `name` has it: with its own limit, if any."""
+    return config.data.model_copy(update={"limit": config.tasks[name].limit or config.data.limit})
 
 
 def _marks(source: SourceConfig) -> dict[str, list]:
@@ -162,7 +167,7 @@ def _build(
     task, work = make_tasks(config.tasks)[name], folder / "work"
     try:
         spools = _spools(source, task, work, excluded_parts(config, name))
-        chosen = split({part: spool.strata for part, spool in spools.items()}, config.data, config.seed)
+        chosen = split({part: spool.strata for part, spool in spools.items()}, _data(config, name), config.seed)
     except DataError:
         shutil.rmtree(folder)  # mended, the data is another source
         raise

@@ -100,10 +100,8 @@ def _serializer(tokenizer: bytes, columns: Columns) -> Callable:
     built = pickle.loads(tokenizer)
 
     def serializer(texts: list[tf.Tensor], labels: dict) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # Labels of texts stay the flat numbers that they are stored as: `encode` only looks at those of words.
-        by_word = {label.name: labels[label.name] for label in columns.stored if label.level == "token"}
-        record = encode(built, columns, texts[0], texts[1] if columns.pair else None, by_word)
-        stored = serialize(record.token_ids, record.second_start, labels | record.labels)
+        record = encode(built, columns, texts[0], texts[1] if columns.pair else None, labels)
+        stored = serialize(record.token_ids, record.second_start, record.labels)
         return stored, record.token_ids.row_lengths(), tf.math.count_nonzero(record.truncated)
 
     texts = [tf.TensorSpec((None,), tf.string)] * (1 + columns.pair)

@@ -43,7 +43,7 @@ def write_spool(path: Path, rows: Iterable[Row], task: Task) -> Spool:
 
 def _write(path: Path, rows: Iterable[Row], task: Task) -> tuple[array, array, bool]:
     """Writes the lines; returns their offsets, strata, and whether they are pairs."""
-    first, offsets, strata, position = next(iter(task.heads.values())), array("Q"), array("H"), 0
+    first, offsets, strata, position = next(iter(task.heads.values())), array("Q"), array("i"), 0
     encode, pair = json.JSONEncoder(ensure_ascii=False).encode, None
     with atomic_write(path) as file:
         for row in rows:

@@ -125,3 +125,52 @@ def toy_run(toy_options, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     train(entry.compose("train", [*toy_options, f"run.dir={folder}"], TrainConfig))
     return folder
+
+
+def write_multi_tasks(folder: Path) -> list[str]:
+    """A tagging task `numbers` (head `spans`: words one, two, three), a regression task `alike` of pairs (0 or 5: whether
+    both texts are good, or both bad) and a task `words` of masked words, in `folder`; and the overrides that add them."""
+    fill = random.Random(5)
+    for part, count in (("train", 48), ("dev", 16), ("test", 16)):
+        rows: dict[str, list[dict]] = {"numbers": [], "alike": [], "words": []}
+        for number in range(count):
+            tokens = fill.choices(["the", "film", "plot", "was", "one", "two", "three", "anna"], k=fill.randint(2, 9))
+            spoken = [token in ("one", "two", "three") for token in tokens]
+            before = [False, *spoken]
+            tags = ["O" if not now else "I-number" if past else "B-number" for now, past in zip(spoken, before)]
+            rows["numbers"].append({"tokens": tokens, "tags": tags})
+            first, second = (fill.choice(["good", "bad"]) for _ in range(2))
+            pair = {"text": f"the {fill.choice(['film', 'plot'])} was {first}", "text_b": f"a {second} movie"}
+            rows["alike"].append(pair | {"label": 5 * (first == second)})
+            rows["words"].append({"text": f"the {fill.choice(['film', 'plot'])} was {first} and it was {second}"})
+        for task, examples in rows.items():
+            lines = (json.dumps(example) + "\n" for example in examples)
+            (folder / f"{task}.{part}.jsonl").write_text("".join(lines))
+    heads = {
+        "numbers": "{spans: {kind: tagging, labels: [number]}}",
+        "alike": "{alike: {kind: regression, minimum: 0, maximum: 5}}",
+        "words": "{words: {kind: mlm}}",
+    }
+    columns = {"alike": ", columns: {text_b: text_b}"}
+    return [
+        f"+tasks.{task}={{heads: {head}, "
+        f"sources: {{sample: {{format: jsonl, path: '{folder}/{task}.{{part}}.jsonl'{columns.get(task, '')}}}}}}}"
+        for task, head in heads.items()
+    ]
+
+
+@pytest.fixture(scope="session")
+def multi_options(toy_options, tmp_path_factory) -> list[str]:
+    """Overrides of `bert_mtl.train` for a tiny model on the toy task and those of `write_multi_tasks`."""
+    return [*toy_options, *write_multi_tasks(tmp_path_factory.mktemp("multi")), "mixing=uniform"]
+
+
+@pytest.fixture(scope="session")
+def multi_run(multi_options, tmp_path_factory) -> Path:
+    """The folder of a finished run on four tasks, of single texts, words, pairs and masked words."""
+    from bert_mtl.config import TrainConfig
+    from bert_mtl.train import train
+
+    folder = tmp_path_factory.mktemp("multi_run")
+    train(entry.compose("train", [*multi_options, f"run.dir={folder}"], TrainConfig))
+    return folder

@@ -1,73 +1,138 @@
-"""Windows to batches: exact arrays, nothing lost, order by the generator of random numbers alone."""
+"""Examples to rows: exact plans, every example once, and an order that the random numbers alone decide."""
+
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 
-from bert_mtl.packing import Window, assemble, batch_count, plan
-
-WINDOW = Window(
-    token_ids=np.array([2, 7, 3, 2, 8, 3, 9, 3, 2, 3], np.int32),
-    splits=np.array([0, 3, 8, 10]),
-    second_start=np.array([3, 3, 2]),
-    labels={"mood": np.array([1, 0, 2])},
-    index=np.array([40, 41, 42]),
-)
+from bert_mtl.packing import Packing, Padding, WindowPlan, pack
 
 
-def test_a_batch_holds_one_example_a_row_and_empty_rows_at_its_end():
-    batch = assemble(WINDOW, np.array([1, 0]), batch_size=3, pad_to=4, max_length=16)
-    expected = {
-        "token_ids": [[2, 8, 3, 9, 3, 0, 0, 0], [2, 7, 3, 0, 0, 0, 0, 0], [0] * 8],
-        "type_ids": [[0, 0, 0, 1, 1, 0, 0, 0], [0] * 8, [0] * 8],
-        "segment_ids": [[1, 1, 1, 1, 1, 0, 0, 0], [2, 2, 2, 0, 0, 0, 0, 0], [0] * 8],
-        "position_ids": [[0, 1, 2, 3, 4, 0, 0, 0], [0, 1, 2, 0, 0, 0, 0, 0], [0] * 8],
-        "first_token": [0, 8, 16],
-        "index": [41, 40, -1],
-        "weight": [1.0, 1.0, 0.0],
-        "label.mood": [0, 1, 0],
-    }
-    assert {key: values.tolist() for key, values in batch.items()} == expected
-    assert {key: values.dtype.name for key, values in batch.items() if values.dtype != np.int32} == {
-        "weight": "float32"
-    }
+def seeded(seed: int):
+    return lambda window: np.random.default_rng((seed, window))
 
 
-@pytest.mark.parametrize(("pad_to", "max_length", "length"), [(1, 16, 5), (4, 16, 8), (4, 6, 6), (16, 16, 16)])
-def test_rows_are_padded_to_a_multiple_and_never_beyond_the_longest_row(pad_to, max_length, length):
-    assert assemble(WINDOW, np.array([0, 1, 2]), 3, pad_to, max_length)["token_ids"].shape == (3, length)
+def in_order(window: int) -> None:
+    return None
 
 
-def test_a_batch_without_examples_is_all_padding():
-    batch = assemble(WINDOW, np.array([], int), 2, 4, 16)
-    assert batch["token_ids"].shape == (2, 4)
-    assert not batch["weight"].any() and not batch["segment_ids"].any()
+def random_lengths(count: int, longest: int = 100, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, longest + 1, count)
 
 
-def test_a_plan_sorts_by_length_in_a_fixed_order():
-    lengths = np.array([5, 3, 5, 9, 3])
-    assert [chosen.tolist() for chosen in plan(lengths, 2, None)] == [[1, 4], [0, 2], [3]]
+def rows_of(order: np.ndarray, splits: np.ndarray) -> list[list[int]]:
+    return [order[a:b].tolist() for a, b in zip(splits, splits[1:], strict=False)]
 
 
-def test_a_shuffled_plan_takes_every_example_once_and_neighbours_in_length():
-    lengths = np.random.default_rng(0).integers(3, 200, 1000)
-    batches = list(plan(lengths, 32, np.random.default_rng(1)))
-    assert len(batches) == batch_count(1000, 1000, 32) == 32
-    assert sorted(np.concatenate(batches)) == list(range(1000))
-    padded = sum(len(chosen) * lengths[chosen].max() for chosen in batches)
-    assert padded / lengths.sum() < 1.05  # shuffled batches of 32 would be padded to about twice their tokens
-    means = [lengths[chosen].mean() for chosen in batches]
-    assert 10 < np.sum(np.diff(means) > 0) < 21  # the batches themselves come in no order
+def taken(plans: Iterable[WindowPlan]) -> list[int]:
+    """The positions in the epoch that the batches hold, in their order."""
+    return [int(plan.positions[i]) for plan in plans for batch in plan.batches for i in batch.chosen]
 
 
-def test_a_plan_is_a_function_of_the_random_numbers_alone():
-    lengths = np.random.default_rng(0).integers(3, 200, 100)
-    once, again, other = (list(plan(lengths, 8, np.random.default_rng(seed))) for seed in (1, 1, 2))
-    assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(once, other, strict=True))
+# rows
 
 
-@pytest.mark.parametrize(
-    ("examples", "window", "batch_size", "count"), [(100, 30, 8, 14), (90, 30, 8, 12), (5, 30, 8, 1), (32, 8, 8, 4)]
-)
-def test_batches_are_counted_window_by_window(examples, window, batch_size, count):
-    assert batch_count(examples, window, batch_size) == count
+def test_each_example_goes_to_the_fullest_row_with_room_longest_first():
+    # 7 | 6 | 5 open rows of 10; 4 goes beside 6, 3 beside 7, 2 beside 5
+    assert rows_of(*pack(np.array([2, 3, 4, 5, 6, 7]), 10, most=8)) == [[5, 1], [4, 2], [3, 0]]
+
+
+def test_examples_of_one_length_are_stacked_as_if_they_came_one_by_one():
+    # three 4s: two to a row of 9 and the third alone, so that 5 finds no room and 1 fills the first row
+    assert rows_of(*pack(np.array([4, 4, 4, 1]), 9, most=8)) == [[0, 2, 3], [1]]
+    assert rows_of(*pack(np.array([3] * 7), 9, most=8)) == [[0, 3, 5], [1, 4, 6], [2]]
+
+
+def test_a_row_holds_so_many_examples_at_most():
+    assert rows_of(*pack(np.array([2] * 7), 100, most=3)) == [[0, 3, 5], [1, 4, 6], [2]]
+    # 9 and two 1s fill a row of three; the other two 1s need another
+    assert [len(row) for row in rows_of(*pack(np.array([1, 1, 1, 1, 9]), 100, most=3))] == [3, 2]
+
+
+def test_one_example_that_fills_its_row_is_a_row():
+    assert rows_of(*pack(np.array([10]), 10, most=8)) == [[0]]
+
+
+@pytest.mark.parametrize(("row_length", "longest", "least"), [(256, 128, 0.995), (512, 256, 0.995), (512, 512, 0.99)])
+def test_rows_are_full(row_length, longest, least):
+    lengths = random_lengths(8192, longest)
+    order, splits = pack(lengths, row_length, most=1000)
+    tokens = np.add.reduceat(lengths[order], splits[:-1])
+    assert sorted(order) == list(range(8192))
+    assert tokens.max() <= row_length
+    assert tokens.sum() / (row_length * len(tokens)) > least
+
+
+def test_random_numbers_choose_among_examples_of_one_length_only():
+    lengths = random_lengths(500)
+    plain, mixed, again = (pack(lengths, 128, 8, random_of(0)) for random_of in (in_order, seeded(1), seeded(1)))
+    assert np.array_equal(mixed[0], again[0])
+    assert not np.array_equal(plain[0], mixed[0])
+    assert np.array_equal(lengths[plain[0]], lengths[mixed[0]])
+    assert np.array_equal(plain[1], mixed[1])
+
+
+# packed epochs
+
+
+def test_what_makes_up_no_batch_goes_over_to_the_next_window():
+    lengths = np.array([9, 4, 8, 2, 9, 5])
+    first, second = Packing(rows=2, length=10, most=8).plan(lengths, 3, in_order)
+    # rows 9 | 8 | 4: the two fullest are a batch, the 4 waits for the 5 of the next window
+    assert first.positions.tolist() == [0, 1, 2] and first.carried.tolist() == [1]
+    assert [(batch.chosen.tolist(), batch.row.tolist()) for batch in first.batches] == [([0, 2], [0, 1])]
+    # the buffer is then [4, 2, 9, 5]: rows 9 | 5 4 | 2, of which the last is a batch by itself
+    assert second.positions.tolist() == [1, 3, 4, 5] and second.carried.tolist() == []
+    found = [(batch.chosen.tolist(), batch.row.tolist()) for batch in second.batches]
+    assert found == [([2, 3, 0], [0, 1, 1]), ([1], [0])]
+
+
+@pytest.mark.parametrize(("examples", "window", "rows"), [(1000, 200, 8), (1000, 10, 8), (37, 1000, 4), (5, 1, 3)])
+@pytest.mark.parametrize("random_of", [in_order, seeded(1)])
+def test_a_packed_epoch_has_every_example_once_and_only_its_last_batch_is_not_full(examples, window, rows, random_of):
+    lengths = random_lengths(examples)
+    plans = list(Packing(rows, 200, most=16).plan(lengths, window, random_of))
+    assert sorted(taken(plans)) == list(range(examples))
+    full = [len(np.unique(batch.row)) for plan in plans for batch in plan.batches]
+    assert set(full[:-1]) <= {rows} and 0 < full[-1] <= rows
+    for plan in plans:
+        for batch in plan.batches:
+            assert (np.diff(batch.row) >= 0).all()
+            tokens = np.bincount(batch.row, lengths[plan.positions[batch.chosen]])
+            assert tokens.max() <= 200 and np.bincount(batch.row).max() <= 16
+
+
+def test_shuffled_rows_come_in_no_order_of_fill():
+    lengths = random_lengths(4000, 200)
+    plans = Packing(4, 256, 16).plan(lengths, 4000, seeded(1))
+    fill = [lengths[plan.positions[batch.chosen]].max() for plan in plans for batch in plan.batches]
+    rises = np.mean(np.diff(fill) > 0)
+    assert 0.4 < rises < 0.6
+
+
+@pytest.mark.parametrize("packing", [Packing(4, 200, 16), Padding(8)])
+def test_a_plan_is_a_function_of_the_random_numbers_alone(packing):
+    lengths = random_lengths(300)
+    once, again, other = (taken(packing.plan(lengths, 64, seeded(seed))) for seed in (1, 1, 2))
+    assert once == again
+    assert once != other and sorted(once) == sorted(other)
+
+
+# padded epochs
+
+
+def test_padded_rows_hold_one_example_each_neighbours_in_length_together():
+    (plan,) = Padding(2).plan(np.array([5, 3, 5, 9, 3]), 100, in_order)
+    assert [batch.chosen.tolist() for batch in plan.batches] == [[1, 4], [0, 2], [3]]
+    assert [batch.row.tolist() for batch in plan.batches] == [[0, 1], [0, 1], [0]]
+    assert plan.carried.tolist() == []
+
+
+def test_shuffled_padded_batches_need_little_padding_and_come_in_no_order():
+    lengths = random_lengths(1000, 200)
+    (plan,) = Padding(32).plan(lengths, 1000, seeded(1))
+    assert sorted(taken([plan])) == list(range(1000))
+    padded = sum(len(batch.chosen) * lengths[batch.chosen].max() for batch in plan.batches)
+    assert padded / lengths.sum() < 1.05  # batches of any 32 would be padded to about twice their tokens
+    means = [lengths[batch.chosen].mean() for batch in plan.batches]
+    assert 10 < np.sum(np.diff(means) > 0) < 21

@@ -163,7 +163,7 @@ H = TypeVar("H", bound=type[Head])
 
 
 def register_kind(name: str) -> Callable[[H], H]:
-    """Class decorator that makes a subclass of `Head` known as `kind: <name>`; a second one of that name replaces it."""
+    """Class decorator that makes a subclass of `Head` known as `kind: <name>`; a later one of that name replaces it."""
 
     def register(kind: H) -> H:
         kind.kind = name
