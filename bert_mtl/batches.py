@@ -193,7 +193,7 @@ class _Places:
         second = self.in_example >= second_start
         apart = second & np.repeat(self.separate, lengths)
         starts = self.token[examples.splits[:-1]]
-        arrays = {
+        arrays: dict[str, Any] = {
             "token_ids": self.by_token(examples.token_ids),
             "type_ids": self.by_token(second & ~apart),
             "segment_ids": self.by_token(np.repeat(self.segment + 1, lengths) + apart),

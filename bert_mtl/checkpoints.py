@@ -1,7 +1,8 @@
 """Pretrained weights in: a folder of any published BERT format to the variables of a `BertEncoder`.
 
 A format is a column of `NAMES`. Which one a checkpoint speaks is read from its variables' names, wherever they sit
-(`bert.`, `bert/`, `model/encoder/`), not from its files.
+(`bert.`, `bert/`, `model/encoder/`), not from its files. A run of this project is one too: further pretraining (kind
+mlm) is a run whose encoder another run starts from.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ NAMES = {
     ),
     "pooler": ("pooler.dense", "pooler/dense", "pooler_transform", "pooler_transform"),
 }
+OWN = "bert_mtl"  # the format of a run's folder
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 TORCH_LEAVES = {"kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
 
@@ -145,6 +147,8 @@ def load_pretrained(encoder: BertEncoder, folder: Path) -> LoadReport:
 def read_encoder_config(folder: Path) -> EncoderConfig | None:
     """Returns the sizes that `config.json` (Hugging Face) or `bert_config.json` (Google) states, or that the
     variables' shapes show (Model Garden). None where nothing tells the heads apart: a bare TF1 checkpoint."""
+    if (folder / "run.json").is_file():
+        return EncoderConfig(**json.loads((folder / "run.json").read_text())["encoder"])
     stated = [file for name in ("config.json", "bert_config.json") if (file := beside(folder) / name).is_file()]
     try:
         return _config_from_json(stated[0]) if stated else _config_from_shapes(open_checkpoint(folder))
@@ -153,7 +157,9 @@ def read_encoder_config(folder: Path) -> EncoderConfig | None:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Opens a safetensors folder, a TF1 checkpoint (folder or prefix) or a SavedModel, and tells its format."""
+    """Opens a run, a safetensors folder, a TF1 checkpoint (folder or prefix) or a SavedModel, and tells its format."""
+    if (folder / "weights.safetensors").is_file():
+        return Checkpoint(OWN, "encoder/", *_open_safetensors(folder / "weights.safetensors"))
     if (folder / "model.safetensors").is_file():
         shapes, read = _open_safetensors(folder / "model.safetensors")
     else:
@@ -219,12 +225,14 @@ def _tf_prefix(folder: Path) -> Path:
             return index.with_suffix("")
     raise WeightsError(
         f"model.weights must hold a BERT checkpoint; got {folder}. "
-        "Options: model.safetensors, bert_model.ckpt.index, saved_model.pb with variables/."
+        "Options: model.safetensors, bert_model.ckpt.index, saved_model.pb with variables/, a finished run."
     )
 
 
 def _source_names(path: str, checkpoint: Checkpoint) -> list[str]:
     """What the checkpoint calls the variable(s) behind our `path`: three for the fused kernel, else one."""
+    if checkpoint.format == OWN:
+        return [checkpoint.prefix + path]
     column = FORMATS.index(checkpoint.format)
     number = "".join(re.findall(r"^layer_(\d+)/", path))
     key = re.sub(r"^layer_\d+/", "layer_{i}/", path)
@@ -239,6 +247,8 @@ def _source_names(path: str, checkpoint: Checkpoint) -> list[str]:
 
 def _to_ours(path: str, arrays: list[np.ndarray], format_name: str) -> np.ndarray:
     """Turns Torch's `(out, in)` kernels, joins Model Garden's `(heads, head_dim)`, and fuses query, key and value."""
+    if format_name == OWN:
+        return arrays[0]
     if format_name == "huggingface" and path.endswith("/kernel"):
         arrays = [array.T for array in arrays]
     if path.endswith("/attention_output/kernel"):

@@ -178,11 +178,9 @@ class Pipeline:
 
     def _streams(self, epoch: Epoch, order: np.ndarray, begin: int) -> list["_Stream"]:
         """Each task's examples from the one on that is first at or after place `begin` of the epoch."""
-        read = np.bincount(order[:begin], minlength=len(self.readers))
-        return [
-            _Stream(reader, start + int(count), self.labels)
-            for reader, start, count in zip(self.readers, epoch.starts, read, strict=True)
-        ]
+        read = np.bincount(order[:begin], minlength=len(self.readers)).tolist()
+        places = zip(self.readers, epoch.starts, epoch.counts, read, strict=True)
+        return [_Stream(reader, start + done, count - done, self.labels) for reader, start, count, done in places]
 
     def _read(self, streams: list["_Stream"], order: np.ndarray) -> Window:
         """The next examples, one for each entry of `order`, the number of its task."""
@@ -200,15 +198,16 @@ class Pipeline:
 
 
 class _Stream:
-    """The endless examples of one task, as many at a time as are asked for."""
+    """The examples of one task in one epoch, as many at a time as are asked for."""
 
-    def __init__(self, reader: PartReader, start: int, labels: tuple[LabelSpec, ...]):
-        self.chunks = (complete(window, labels) for window in reader.windows(start))
-        self.held = [complete(reader.nothing, labels)]
+    def __init__(self, reader: PartReader, start: int, count: int, labels: tuple[LabelSpec, ...]):
+        self.chunks = (complete(window, labels) for window in reader.windows(start, count))
+        self.held = complete(reader.nothing, labels)
 
     def next(self, count: int) -> Window:
-        while sum(len(window.task) for window in self.held) < count:
-            self.held.append(next(self.chunks))
-        joined = join(self.held)
-        self.held = [joined.take(np.arange(count, len(joined.task)))]
+        found = [self.held]
+        while sum(len(window.task) for window in found) < count:
+            found.append(next(self.chunks))
+        joined = join(found)
+        self.held = joined.take(np.arange(count, len(joined.task)))
         return joined.take(np.arange(count))

@@ -105,8 +105,7 @@ def pack(
     for size, items in zip(-sizes, np.split(order, starts[1:]), strict=True):
         while len(items):
             left = next(left for left in range(size, row_length + 1) if len(rows[left]))
-            # Of empty rows, no more than examples of this length fill.
-            count = len(items) if left < row_length else -(-len(items) // min(row_length // size, most))
+            count = max(len(items) // min(left // size, most), 1)  # rows that these examples fill one after the other
             taken, rows[left] = rows[left][:count], rows[left][count:]
             row_of[items[: len(taken)]] = taken
             held[taken] += 1

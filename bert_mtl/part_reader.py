@@ -69,8 +69,8 @@ class PartReader:
         """Tokens of each example `(examples,)` in stored order; of text shards counted once and kept beside them."""
         file = lengths_file(self.folder, self.part, self.tokenizer.fingerprint)
         if not file.exists():
-            stored = [str(self.folder / shard.file) for shard in self.manifest.parts[self.part].shards]
-            counted = [chunk.lengths for chunk in self._chunks(stored, 0)]
+            shards = self.manifest.parts[self.part].shards
+            counted = [chunk.lengths for chunk in self._chunks(shards, 0, self.examples)]
             save_lengths(self.folder, self.part, self.tokenizer.fingerprint, np.concatenate(counted))
         lengths = np.load(file)
         if len(lengths) != self.examples:
@@ -84,19 +84,19 @@ class PartReader:
         begin = start - passes.start * self.examples if count else 0
         return places[begin : begin + count]
 
-    def windows(self, start: int) -> Iterator[Window]:
-        """The examples of the endless stream from number `start` on, a chunk at a time."""
+    def windows(self, start: int, count: int) -> Iterator[Window]:
+        """The examples `start`, `start + 1`, … `start + count - 1` of the endless stream, a chunk at a time."""
         number, skip = divmod(start, self.examples)
-        while True:
+        while count:
             shards, places = self._pass(number)
-            places = places[skip:]
+            places = places[skip : skip + count]
+            number, count = number + 1, count - len(places)
             while skip >= shards[0].examples:
                 skip -= shards.pop(0).examples
-            for chunk in self._chunks([str(self.folder / shard.file) for shard in shards], skip):
-                count = len(chunk.lengths)
-                yield self._window(chunk, places[:count])
-                places = places[count:]
-            number, skip = number + 1, 0
+            for chunk in self._chunks(shards, skip, len(places)):
+                index, places = np.split(places, [len(chunk.lengths)])
+                yield self._window(chunk, index)
+            skip = 0
 
     @property
     def nothing(self) -> Window:
@@ -130,31 +130,29 @@ class PartReader:
             token_labels=by_level["token"],
         )
 
-    def _chunks(self, files: list[str], skip: int) -> Iterator[Chunk]:
-        """What the files hold after their first `skip` examples."""
+    def _chunks(self, shards: Iterable[Shard], skip: int, count: int) -> Iterator[Chunk]:
+        """Of what the shards hold, `count` examples behind the first `skip`."""
+        files = [str(self.folder / shard.file) for shard in shards]
         if self.input.kind == "generator":
-            return self._worker_chunks(files, skip)
+            return self._worker_chunks(files, skip, count)
         if self.input.kind == "tfrecord":
             stored = tf.data.TFRecordDataset(files, buffer_size=READ_BYTES)
             function = _record_reader(self.columns)
         else:
             stored = tf.data.TextLineDataset(files, buffer_size=READ_BYTES)
             function = _line_reader(self._packed_tokenizer, self.columns)
-        chunks = stored.skip(skip).batch(CHUNK).map(function, num_parallel_calls=tf.data.AUTOTUNE)
+        chunks = stored.skip(skip).take(count).batch(CHUNK).map(function, num_parallel_calls=tf.data.AUTOTUNE)
         return chunks.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
-    def _worker_chunks(self, files: list[str], skip: int) -> Iterator[Chunk]:
+    def _worker_chunks(self, files: list[str], skip: int, count: int) -> Iterator[Chunk]:
         """Workers tokenise one window ahead of the one that is read: busy all the time, and no more in memory."""
-        lines = itertools.islice(_lines(files), skip, None)
-        begun: Iterator[Chunk] = iter(())
-        while jobs := list(itertools.islice(self._jobs(lines), max(1, self.input.window // CHUNK))):
-            previous, begun = begun, run_jobs(_tokenise_in_worker, jobs, self.data, examples=self.examples)
+        lines, begun = itertools.islice(_lines(files), skip, skip + count), iter(())
+        chunks = iter(lambda: list(itertools.islice(lines, CHUNK)), [])
+        jobs = ((self._packed_tokenizer, self.columns, chunk) for chunk in chunks)
+        while ahead := list(itertools.islice(jobs, max(1, self.input.window // CHUNK))):
+            previous, begun = begun, run_jobs(_tokenise_in_worker, ahead, self.data, examples=count)
             yield from previous
         yield from begun
-
-    def _jobs(self, lines: Iterator[bytes]) -> Iterator[tuple]:
-        while chunk := list(itertools.islice(lines, CHUNK)):
-            yield self._packed_tokenizer, self.columns, chunk
 
     @cached_property
     def _packed_tokenizer(self) -> bytes:

@@ -232,7 +232,8 @@ def parse_lines(lines: tf.Tensor, labels: Sequence[LabelSpec], pair: bool) -> tu
     found = {}
     for place, label in enumerate(labels):
         numbers = tf.strings.split(fields[:, place], " ")
-        numbers = numbers.with_values(tf.strings.to_number(numbers.values, label.dtype))
+        # By way of float64, as records are written: a decimal rounded to float32 at once may differ in its last bit.
+        numbers = numbers.with_values(tf.cast(tf.strings.to_number(numbers.values, tf.float64), label.dtype))
         found[label.name] = numbers if label.level == "token" else tf.reshape(numbers.values, (-1, *label.shape))
     return fields[:, len(labels)], fields[:, len(labels) + 1] if pair else None, found
 

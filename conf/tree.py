@@ -23,6 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from conf.errors import NOTHING, ConfigError, Problem, S, Schema, dotted, exists, unknown_in_tree, validate
 from conf.explain import comments, help_text
+from conf.problem import is_chain, unchained
 
 REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)  # what composing raises
 
@@ -56,7 +57,7 @@ class Tree:
 
     def check_all(self, overrides: Sequence[str], schema: type[S], sweep: bool) -> list[str]:
         """Checks every job of the command line; returns the overrides as Hydra takes them. Raises ConfigError."""
-        problems: list[Problem] = []
+        overrides, problems = self.unchained(overrides, schema)
         added: set[str] = set()
         for job in self.jobs(overrides) if sweep else [overrides]:
             try:
@@ -103,7 +104,7 @@ class Tree:
         """Tells the overrides that fit the tree from those that do not; raises ConfigError where no tree composes."""
         files: list[str] = []
         changes: list[Override] = []
-        problems: list[Problem] = []
+        overrides, problems = self.unchained(overrides, schema)
         for text in overrides:
             override = self._parsed(text)
             if isinstance(override, Problem):
@@ -134,6 +135,14 @@ class Tree:
             values.append(_forced(str(override.input_line), added))
         values, unfit = self._composable(files, values)
         return Screened(files, values, added, [*problems, *refused, *unfit])
+
+    def unchained(self, overrides: Sequence[str], schema: type[Schema]) -> tuple[list[str], list[Problem]]:
+        """Returns the overrides with `problem=…` put as Hydra takes it, and what is wrong with it (`conf.problem`)."""
+        if "tasks" not in schema.model_fields or not any(map(is_chain, overrides)):
+            return list(overrides), []
+        every = self._load([f"task=[{','.join(self.choices('task'))}]"])
+        tasks: Any = OmegaConf.to_container(every.tasks)
+        return unchained(overrides, tasks)
 
     def choices(self, group: str) -> list[str]:
         """Returns the files of a group, sorted; none where there is no such group."""

@@ -75,8 +75,9 @@ def located(source: SourceConfig, name: str, path: str) -> SourceConfig:
         return source.model_copy(update={"path": path})
     for stem in (name, source.local):
         if stem and (files := _row_files(folder, stem)):
-            pair: dict[str, Any] = {"text": "text_a", "text_b": "text_b"} if "text_b" in source.columns else {}
-            return SourceConfig(format="jsonl", path=files, columns=pair)
+            texts: dict[str, Any] = {"text": "text_a", "text_b": "text_b"} if "text_b" in source.columns else {}
+            texts |= {"tokens": "tokens"} if "tokens" in source.columns else {}
+            return SourceConfig(format="jsonl", path=files, columns=texts)
     if source.local and (entries := sorted(folder.glob(source.local))):
         return source.model_copy(update={"path": str(entries[0])})
     own = source.model_copy(update={"path": path})

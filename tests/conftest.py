@@ -128,16 +128,15 @@ def toy_run(toy_options, tmp_path_factory) -> Path:
 
 
 def write_multi_tasks(folder: Path) -> list[str]:
-    """A tagging task `numbers` (head `spans`: words one, two, three), a regression task `alike` of pairs (0 or 5: whether
-    both texts are good, or both bad) and a task `words` of masked words, in `folder`; and the overrides that add them."""
+    """Three tasks in `folder`, and the overrides that add them: `numbers` (tagging, head `spans`: "one two" and "three"),
+    `alike` (regression on pairs: 5 where both texts are good or both bad, else 0) and `words` (masked words)."""
     fill = random.Random(5)
     for part, count in (("train", 48), ("dev", 16), ("test", 16)):
         rows: dict[str, list[dict]] = {"numbers": [], "alike": [], "words": []}
         for number in range(count):
-            tokens = fill.choices(["the", "film", "plot", "was", "one", "two", "three", "anna"], k=fill.randint(2, 9))
-            spoken = [token in ("one", "two", "three") for token in tokens]
-            before = [False, *spoken]
-            tags = ["O" if not now else "I-number" if past else "B-number" for now, past in zip(spoken, before)]
+            parts = fill.choices(["the", "film", "plot", "was", "anna", "one two", "three"], k=fill.randint(2, 9))
+            tokens = " ".join(parts).split()
+            tags = [{"one": "B-number", "two": "I-number", "three": "B-number"}.get(token, "O") for token in tokens]
             rows["numbers"].append({"tokens": tokens, "tags": tags})
             first, second = (fill.choice(["good", "bad"]) for _ in range(2))
             pair = {"text": f"the {fill.choice(['film', 'plot'])} was {first}", "text_b": f"a {second} movie"}
@@ -162,7 +161,7 @@ def write_multi_tasks(folder: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def multi_options(toy_options, tmp_path_factory) -> list[str]:
     """Overrides of `bert_mtl.train` for a tiny model on the toy task and those of `write_multi_tasks`."""
-    return [*toy_options, *write_multi_tasks(tmp_path_factory.mktemp("multi")), "mixing=uniform"]
+    return [*toy_options, *write_multi_tasks(tmp_path_factory.mktemp("multi")), "train.epochs=4"]
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,11 @@ import tensorflow as tf
 from safetensors.numpy import load_file, save_file
 
 from bert_mtl.checkpoints import load_pretrained, read_encoder_config
+from bert_mtl.config import TrainConfig
 from bert_mtl.encoder import BertEncoder, EncoderConfig
+from bert_mtl.train import train
 from bert_mtl.weights import WeightsError, fetch_weights, vocab_file
+from conf import entry
 
 GOLDEN = Path(__file__).parent / "golden"
 HIDDEN, HEADS, LAYERS = 32, 2, 2
@@ -257,7 +260,7 @@ def test_a_model_that_is_no_bert_or_keeps_its_sizes_to_itself_is_refused(tmp_pat
 
 
 def test_a_folder_without_vocabulary_is_refused():
-    with pytest.raises(WeightsError, match=r"without vocab\.txt or assets/vocab\.txt\. Set tokenizer\.vocab\."):
+    with pytest.raises(WeightsError, match=r"without vocab\.txt or assets/vocab\.txt or .* Set tokenizer\.vocab\."):
         vocab_file(GOLDEN)
 
 
@@ -443,3 +446,15 @@ def test_a_tf_hub_answer_that_is_absent_cut_off_or_no_archive_leaves_nothing_beh
     with pytest.raises(WeightsError, match="URLError from tfhub://gone/1: .*Connection refused"):
         fetch_weights("tfhub://gone/1", sha256=None, cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache" / "tfhub").iterdir()) == []
+
+
+def test_a_run_starts_from_the_encoder_of_another(toy_run, toy_options, tmp_path):
+    """Further pretraining, say: same encoder, new heads."""
+    options = [text for text in toy_options if not text.startswith(("model=", "tokenizer.vocab="))]
+    own = [f"model.weights=file://{toy_run}", "model.dropout=0", f"run.dir={tmp_path}", "train.epochs=1"]
+    train(entry.compose("train", [*options, *own, "optimizer.learning_rate=1e-30", "train.test=false"], TrainConfig))
+    before, after = (load_file(folder / "weights.safetensors") for folder in (toy_run, tmp_path))
+    assert len(before) == len(after) > 30
+    for name in before:
+        same = np.array_equal(before[name], after[name])
+        assert same == name.startswith("encoder/"), name

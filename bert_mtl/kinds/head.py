@@ -218,14 +218,15 @@ def initializer() -> Any:
 
 
 class DenseLayer(layers.Layer):
-    """Dropout and a dense layer, in float32: states `(…, hidden_dim)` to `(…, units)`."""
+    """Dropout and a dense layer, in float32: states `(…, hidden_dim)` to `(…, units)`; the bias starts at `bias`."""
 
-    def __init__(self, context: LayerContext, units: int):
+    def __init__(self, context: LayerContext, units: int, bias: np.ndarray | float = 0.0):
         super().__init__(name=context.name, dtype="float32")
         self.hidden_dim = context.hidden_dim
         self.dropout = layers.Dropout(context.dropout, seed=context.seed, dtype="float32")
         self.dense = dense(units)
         self.build()
+        self.dense.bias.assign(np.broadcast_to(bias, (units,)))
 
     def build(self, input_shape: Any = None) -> None:
         self.dense.build((None, self.hidden_dim))

@@ -68,7 +68,14 @@ class Multilabel(Head):
         return super().count(known) | {f"label {label}": float(number) for label, number in positives}
 
     def make_layer(self, context: LayerContext) -> DenseLayer:
-        return DenseLayer(context, len(self.settings.labels))
+        return DenseLayer(context, len(self.settings.labels), self.log_odds())
+
+    def log_odds(self) -> np.ndarray | float:
+        """`(labels,)` log odds of the labels in train: a bias that spares the head from learning what is rare first."""
+        if not self.statistics:
+            return 0.0
+        positives = np.array([self.statistics[f"label {label}"] for label in self.settings.labels])
+        return np.log(positives + 0.5) - np.log(self.statistics["examples"] - positives + 0.5)
 
     def losses(self, outputs: Any, labels: Any) -> Any:
         truth = ops.cast(labels, "float32")
