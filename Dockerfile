@@ -9,6 +9,7 @@ COPY conf conf
 COPY bert_mtl bert_mtl
 COPY data_prep data_prep
 COPY serving serving
+COPY spans spans
 
 FROM base AS train
 RUN make install EXTRAS=cuda && make install EXTRAS=serve

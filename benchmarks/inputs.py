@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,8 @@ import tensorflow as tf
 from benchmarks.tokenizer import REPOSITORY, SHARED, cpu_name
 from bert_mtl.config import PrepareConfig
 from bert_mtl.input_pipeline import Pipeline
+from bert_mtl.part_reader import PartReader
+from bert_mtl.tasks import make_tasks
 from bert_mtl.tokenization import rust_tokenizer
 from bert_mtl.vocabulary import make_tokenizer
 from conf import entry
@@ -39,14 +42,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data, settings = choose_data(Path(folder))
         pipelines = {kind: make_pipeline(kind, settings) for kind in KINDS}
-        inputs: dict[str, Callable[[], tf.data.Dataset]] = {kind: p.dataset for kind, p in pipelines.items()}
+        epoch = pipelines["tfrecord"].first_epoch
+        inputs: dict[str, Callable[[], tf.data.Dataset]] = {
+            kind: partial(pipeline.dataset, epoch) for kind, pipeline in pipelines.items()
+        }
         inputs["plain"] = lambda: plain(pipelines["textline"])
         rounds: dict[str, list[float]] = {name: [] for name in inputs}
         for _ in range(ROUNDS + 1):
             for name, dataset in inputs.items():
                 rounds[name].append(rate(dataset()))
                 print(f"{name} {rounds[name][-1]:,.0f} examples/s", flush=True)
-        examples, tokens = pipelines["tfrecord"].examples, mean_length(pipelines["tfrecord"])
+        reader = pipelines["tfrecord"].readers[0]
+        examples, tokens = reader.examples, reader.lengths.mean()
     rates = {name: round(median(values[1:])) for name, values in rounds.items()}
     result = {
         "examples_per_second": rates,
@@ -54,8 +61,8 @@ def main() -> None:
         "rounds": {name: [round(value) for value in values] for name, values in rounds.items()},
         "data": data,
         "examples": examples,
-        "tokens_an_example": round(tokens, 1),
-        "settings": {"batch_size": BATCH, "max_length": MAX_LENGTH, "pad_to": 32, "workers": os.cpu_count()},
+        "tokens_an_example": round(float(tokens), 1),
+        "settings": {"batch_size": BATCH, "max_length": MAX_LENGTH, "packing": "packed", "workers": os.cpu_count()},
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
         "versions": {
             name: version(name) for name in ("tensorflow", "tensorflow-text", "tokenizers", "joblib", "numpy")
@@ -80,7 +87,7 @@ def choose_data(folder: Path) -> tuple[str, list[str]]:
         "task=imdb",
         "data=full",
         "model=tiny",
-        f"tokenizer.vocab={vocab_file}",
+        f"tokenizer.vocab='{vocab_file}'",
         f"cache_dir={folder / 'cache'}",
     ]
     settings += [f"tokenizer.max_length={MAX_LENGTH}", f"data.limit={ROWS}", "data.workers=-1"]
@@ -96,17 +103,19 @@ def make_pipeline(kind: str, settings: list[str]) -> Pipeline:
     config = entry.compose("prepare", [*settings, f"input={kind}"], PrepareConfig)
     tokenizer = make_tokenizer(config.tokenizer, config.model, config.cache_dir)
     folder = build(config, "imdb", tokenizer)
-    return Pipeline(folder, "train", tokenizer, config.input, config.data, BATCH, seed=1, shuffle=True)
+    task = make_tasks(config.tasks)["imdb"]
+    reader = PartReader(folder, "train", task, tokenizer, config.input, config.data, seed=1, shuffle=True)
+    return Pipeline((reader,), config.input, BATCH, (reader.examples,), seed=1, shuffle=True)
 
 
 def plain(pipeline: Pipeline) -> tf.data.Dataset:
     """The same examples one at a time, in stored order."""
-    tokenizer = rust_tokenizer(pipeline.tokenizer._file)
+    reader, tokenizer = pipeline.readers[0], rust_tokenizer(pipeline.tokenizer._file)
     tokenizer.enable_truncation(MAX_LENGTH)
 
     def examples() -> Iterator[tuple[list[int], int]]:
-        for shard in pipeline.manifest.parts["train"].shards:
-            with open(pipeline.folder / shard.file, encoding="utf-8", newline="\n") as lines:
+        for shard in reader.manifest.parts["train"].shards:
+            with open(reader.folder / shard.file, encoding="utf-8", newline="\n") as lines:
                 for line in lines:
                     label, text = line.rstrip("\n").split("\t")
                     yield tokenizer.encode(text).ids, int(label)
@@ -116,16 +125,11 @@ def plain(pipeline: Pipeline) -> tf.data.Dataset:
 
 
 def rate(dataset: tf.data.Dataset) -> float:
-    """Examples per second of one epoch, the last batch's empty rows not counted."""
+    """Examples per second of one epoch."""
     start, count = time.perf_counter(), 0
     for batch in dataset:
-        count += int(tf.reduce_sum(batch["weight"])) if isinstance(batch, dict) else len(batch[1])
+        count += int(batch["examples"]) if isinstance(batch, dict) else len(batch[1])
     return count / (time.perf_counter() - start)
-
-
-def mean_length(pipeline: Pipeline) -> float:
-    part = pipeline.manifest.parts["train"]
-    return sum(length * count for length, count in enumerate(part.lengths)) / part.examples
 
 
 if __name__ == "__main__":

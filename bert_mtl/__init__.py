@@ -5,12 +5,13 @@
 """
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bert_mtl.kinds import Head, HeadSettings, register_kind
     from bert_mtl.predict import Predictor
 
-__all__ = ["load"]
+__all__ = ["Head", "HeadSettings", "load", "register_kind"]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own chatter at import
 # XLA's Triton kernels gave NaN gradients in bf16 on an H200 (docs/decisions.md); flags of the user's own win.
@@ -22,3 +23,12 @@ def load(run: str) -> "Predictor":
     from bert_mtl.predict import Predictor
 
     return Predictor(run)
+
+
+def __getattr__(name: str) -> Any:
+    """What kinds of one's own are made of (docs/custom_tasks.md); imported when asked for, as Keras takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from bert_mtl import kinds
+
+    return getattr(kinds, name)

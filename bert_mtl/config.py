@@ -1,22 +1,23 @@
 """The typed schema of the Hydra tree in `conf/`: what every entry point is handed.
 
-Defaults and explanations live in the YAML files; types, bounds and impossible combinations live here.
+Defaults and explanations live in the YAML files; types and bounds live here, impossible combinations in
+`bert_mtl.rules`.
 """
 
+import importlib
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
-from pydantic import AfterValidator, Field, PlainValidator, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, PositiveFloat, PositiveInt, SerializeAsAny
 
-from bert_mtl import mixing
 from bert_mtl.kinds import KINDS, HeadSettings, head_settings
+from bert_mtl.rules import task_problems, text_problems, training_problems
 from conf.entry import Problem, Schema
 from conf.explain import Variants
 
 PARTS = ("train", "dev", "test")
-RESERVED = ("text", "text_b", "tokens")  # fields of a row that are no labels
 Part = Literal["train", "dev", "test"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy takes them
@@ -40,7 +41,16 @@ def _excluded(value: str) -> str:
     return value
 
 
+def _imported(value: str) -> str:
+    try:
+        importlib.import_module(value)
+    except Exception as error:  # a module of the user's own may fail in any way
+        raise ValueError(f"name a Python module that can be imported ({type(error).__name__}: {error})") from error
+    return value
+
+
 Trainable = Annotated[str, AfterValidator(_trainable)]
+Plugin = Annotated[str, AfterValidator(_imported)]
 HeadConfig = Annotated[SerializeAsAny[HeadSettings], PlainValidator(head_settings), Variants(KINDS)]
 
 
@@ -179,6 +189,7 @@ class TrainSettings(Schema):
 class PrepareConfig(Schema):
     """`python -m data_prep.build`: everything that decides what the records hold."""
 
+    plugins: list[Plugin]  # before the tasks, whose kinds they register
     tasks: Annotated[dict[str, TaskConfig], Field(min_length=1)]
     data: DataConfig
     model: ModelConfig
@@ -188,7 +199,7 @@ class PrepareConfig(Schema):
     cache_dir: str
 
     def problems(self) -> list[Problem]:
-        return task_problems(self.tasks, self.data) + _text_problems(self.model, self.tokenizer, self.input)
+        return task_problems(self.tasks, self.data) + text_problems(self.model, self.tokenizer, self.input)
 
 
 class TrainConfig(PrepareConfig):
@@ -203,25 +214,14 @@ class TrainConfig(PrepareConfig):
     train: TrainSettings
 
     def problems(self) -> list[Problem]:
-        found = super().problems()
-        if self.run.resume is not None and not (Path(self.run.resume) / "config.yaml").exists():
-            found.append(Problem("run.resume", "be a folder that bert_mtl.train wrote", self.run.resume))
-        found += mixing.problems(self.mixing, self.tasks)
-        if self.strategy.kind == "mirrored" and self.strategy.xla is True:
-            found.append(Problem("strategy.xla", "not be true with strategy=mirrored", True, ("auto", "false")))
-        if self.strategy.kind == "mirrored" and self.optimizer.accumulate > 1:
-            found.append(Problem("optimizer.accumulate", "be 1 with strategy=mirrored", self.optimizer.accumulate))
-        if self.strategy.kind == "one_device" and self.strategy.devices and len(self.strategy.devices) > 1:
-            found.append(Problem("strategy.devices", "name one device with strategy=one_device", self.strategy.devices))
-        if self.train.patience and self.train.select == "last":
-            found.append(Problem("train.patience", "be null with train.select=last", self.train.patience))
-        return found
+        return super().problems() + training_problems(self)
 
 
 class EvaluateConfig(Schema):
     """`python -m bert_mtl.evaluate`."""
 
     run: Filled
+    tasks: dict[str, Any] = {}  # their names alone count: tasks are what the run has learned
     data: DataConfig | None = None
     part: Part
     batch_size: PositiveInt
@@ -261,6 +261,7 @@ class EmbedConfig(Schema):
     run: Filled
     input: Filled
     output: Filled
+    task: Filled | None
     layers: Annotated[list[int], Field(min_length=1)]
     pooling: Literal["cls", "mean", "max", "mean_max"]
     batch_size: PositiveInt
@@ -283,6 +284,7 @@ class ExportConfig(Schema):
 class VocabConfig(Schema):
     """`python -m data_prep.vocab`."""
 
+    plugins: list[Plugin]  # before the tasks, whose kinds they register
     tasks: Annotated[dict[str, TaskConfig], Field(min_length=1)]
     data: DataConfig
     kind: Literal["sentencepiece", "wordpiece"]
@@ -295,84 +297,7 @@ class VocabConfig(Schema):
         return task_problems(self.tasks, self.data)
 
 
-def full_name(task: str, head: str) -> str:
-    """What a head is called outside its task's YAML: the task's name where both are equal, else `<task>_<head>`."""
-    return head if head == task else f"{task}_{head}"
-
-
 def _overwriting(source: str | None, target: str | None) -> list[Problem]:
     if source is not None and target is not None and Path(source).absolute() == Path(target).absolute():
         return [Problem("output", "be another file than input", target)]
     return []
-
-
-def task_problems(tasks: dict[str, TaskConfig], data: DataConfig) -> list[Problem]:
-    """What is impossible about tasks and the data chosen for them."""
-    found = [problem for name, task in tasks.items() for problem in _task_problems(name, task, data)]
-    names = {full_name(task, head): config for task, settings in tasks.items() for head, config in settings.heads.items()}
-    for task, settings in tasks.items():
-        for head, config in settings.heads.items():
-            if config.share_head is not None:
-                found += _sharing_problems(f"tasks.{task}.heads.{head}.share_head", full_name(task, head), names)
-    if data.path is not None and data.source == "sample":
-        found.append(Problem("data.path", "be null with data=sample (use data=full)", data.path))
-    if data.workers == 0 or data.workers < -1:
-        found.append(Problem("data.workers", "be -1 or at least 1", data.workers))
-    if data.dev_fraction + data.test_fraction >= 1:
-        total = data.dev_fraction + data.test_fraction
-        found.append(Problem("data.dev_fraction", "leave a share for train beside data.test_fraction", total))
-    return found
-
-
-def _task_problems(name: str, task: TaskConfig, data: DataConfig) -> list[Problem]:
-    key, found = f"tasks.{name}", []
-    if data.source not in task.sources:
-        found.append(Problem("data", f"be a source that task {name} has", data.source, tuple(task.sources)))
-    for head, config in task.heads.items():
-        found += [Problem(f"{key}.heads.{head}.{part}", rule, value) for part, rule, value in config.faults()]
-        if head in RESERVED or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", head):
-            rule = f"have names of letters, digits, '_', '.' and '-', and not {', '.join(RESERVED)}"
-            found.append(Problem(f"{key}.heads", rule, head))
-    kinds = {head: KINDS[config.kind] for head, config in task.heads.items()}
-    if len(kinds) > 1:
-        for head, kind in kinds.items():
-            if kind.level == "mask":  # it would hide words from the other heads
-                found.append(Problem(f"{key}.heads.{head}", "be the only head of its task, as it hides words", kind.kind))
-            if kind.separate:
-                found.append(Problem(f"{key}.heads.{head}", "be the only head of its task, of texts apart", kind.kind))
-    fields = (*RESERVED, *task.heads)
-    for source_name, source in task.sources.items():
-        rule, key_of_source = "name known fields", f"{key}.sources.{source_name}.columns"
-        found += [Problem(key_of_source, rule, field, fields) for field in source.columns if field not in fields]
-    return found
-
-
-def _sharing_problems(key: str, name: str, heads: dict[str, HeadSettings]) -> list[Problem]:
-    """What is impossible about the head `name` taking its layer from the head it names."""
-    own, other = heads[name], heads[name].share_head
-    if other not in heads or other == name:
-        return [Problem(key, "name another head of this run", other, [head for head in heads if head != name])]
-    if heads[other].share_head is not None:
-        return [Problem(key, "name a head that has a layer of its own", other)]
-    if own.kind != heads[other].kind or getattr(own, "labels", None) != getattr(heads[other], "labels", None):
-        return [Problem(key, f"name a {own.kind} head with the same labels", other)]
-    return []
-
-
-def _text_problems(model: ModelConfig, tokenizer: TokenizerConfig, input: InputConfig) -> list[Problem]:
-    found = []
-    if (model.weights is None) == (model.size is None):
-        found.append(Problem("model.size", "be given without model.weights, and only then", model.size))
-    if model.size is not None and model.size.hidden_dim % model.size.num_heads:
-        rule = f"be a multiple of model.size.num_heads ({model.size.num_heads})"
-        found.append(Problem("model.size.hidden_dim", rule, model.size.hidden_dim))
-    if model.size is not None and tokenizer.max_length > model.size.max_positions:
-        rule = f"be at most model.size.max_positions ({model.size.max_positions})"
-        found.append(Problem("tokenizer.max_length", rule, tokenizer.max_length))
-    if input.row_length is not None and input.row_length < tokenizer.max_length:
-        rule = f"be null or at least tokenizer.max_length ({tokenizer.max_length})"
-        found.append(Problem("input.row_length", rule, input.row_length))
-    if input.pad_to > tokenizer.max_length:
-        rule = f"be at most tokenizer.max_length ({tokenizer.max_length})"
-        found.append(Problem("input.pad_to", rule, input.pad_to))
-    return found

@@ -13,12 +13,11 @@ import tensorflow as tf
 from rich.progress import track
 
 from bert_mtl.config import EmbedConfig
-from bert_mtl.heads import first_states, mean_states
-from bert_mtl.input_pipeline import text_batches
 from bert_mtl.multitask import model_inputs
-from bert_mtl.predict import CHUNK, PAD_TO, TEXTS_DIR, Predictor
+from bert_mtl.pooling import mean_states, states_at
+from bert_mtl.predict import CHUNK, TEXTS_DIR, Predictor
 from bert_mtl.records import atomic_write
-from bert_mtl.tasks import DataError
+from bert_mtl.text_batches import text_batches
 from conf import entry
 from conf.errors import ConfigError, Problem
 from data_prep.sources import read_texts
@@ -31,7 +30,7 @@ def pool(states, segment_ids, first_token, pooling: str):
     """
     examples = tf.shape(first_token)[0]
     if pooling == "cls":
-        return first_states(states, first_token)
+        return states_at(states, first_token)
     if pooling == "mean":
         return mean_states(states, segment_ids, examples)
     flat, numbers = tf.reshape(states, (-1, states.shape[-1])), tf.reshape(segment_ids, (-1,))
@@ -46,30 +45,38 @@ class Embedder:
         predictor: the run.
         layers: hidden states used, side by side: 0 is the embedding layer, -1 the last.
         pooling: `cls`, `mean`, `max` or `mean_max`.
+        task: whose weights are used, where tasks have some of their own in the encoder.
+
+    Raises:
+        ConfigError: a layer or task that the run does not have, or none where it must be told.
     """
 
-    def __init__(self, predictor: Predictor, layers: list[int], pooling: str):
-        count = predictor.model.encoder.config.num_layers + 1
-        if predictor.run.facts.pair:
-            raise DataError(
-                f"run must be of single texts, which vectors stand for; got {predictor.run.folder}, of pairs."
-            )
-        if wrong := [layer for layer in layers if not -count <= layer < count]:
-            raise ConfigError([Problem("layers", f"be between {-count} and {count - 1}", wrong[0])])
+    def __init__(self, predictor: Predictor, layers: list[int], pooling: str, task: str | None = None):
+        count, names = predictor.model.encoder.config.num_layers + 1, list(predictor.run.tasks)
+        rule = f"be between {-count} and {count - 1}"
+        found = [Problem("layers", rule, layer) for layer in layers if not -count <= layer < count]
+        if task is None and len(names) > 1 and predictor.model.encoder.config.reads_tasks:
+            found.append(Problem("task", "be given where tasks have weights of their own", task, names))
+        if task not in (None, *names):
+            found.append(Problem("task", "be a task of the run", task, names))
+        if found:
+            raise ConfigError(found)
         self.predictor, self.layers, self.pooling = predictor, layers, pooling
+        self.task = predictor.run.tasks[task or names[0]].number
         self.dimensions = predictor.model.encoder.config.hidden_dim * len(layers) * (2 if pooling == "mean_max" else 1)
         self._forward = tf.function(self._vectors, reduce_retracing=True)
 
     def embed(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
         """`(texts, dimensions)` float32."""
         vectors = np.zeros((len(texts), self.dimensions), np.float32)
-        for batch in text_batches(self.predictor.run.tokenizer, texts, None, batch_size, PAD_TO):
-            real = batch["weight"] > 0
+        for batch in text_batches(self.predictor.run.tokenizer, texts, None, batch_size, task=self.task):
+            real = batch["index"] >= 0
             vectors[batch["index"][real]] = self._forward(model_inputs(batch)).numpy()[real]
         return vectors
 
     def _vectors(self, inputs):
-        states = self.predictor.model.encoder.hidden_states(inputs)
+        model = self.predictor.model
+        states = model.encoder.hidden_states(model.encoder_inputs(inputs))
         chosen = [
             pool(states[layer], inputs["segment_ids"], inputs["first_token"], self.pooling) for layer in self.layers
         ]
@@ -78,7 +85,7 @@ class Embedder:
 
 def embed(config: EmbedConfig) -> None:
     """Embeds a file of texts, streamed, into an .npy array or a Parquet table."""
-    embedder = Embedder(Predictor(config.run), config.layers, config.pooling)
+    embedder = Embedder(Predictor(config.run), config.layers, config.pooling, config.task)
     rows = (row.values["text"] for row in track(read_texts(Path(config.input)), "embedding", total=None))
     chunks = iter(partial(lambda source: list(itertools.islice(source, CHUNK)), rows), [])
     vectors = ((texts, embedder.embed(texts, config.batch_size)) for texts in chunks)

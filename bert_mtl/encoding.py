@@ -47,7 +47,7 @@ def encode(
     """Records of texts `(n,)`, second texts `(n,)` and labels: those of token heads, ragged `(n, words)`, are spread to
     tokens, all others stay as they are."""
     if not columns.words:
-        return Record(*tokenizer.encode(texts, texts_b, columns.separate), dict(labels))
+        return Record(*tokenizer.encode(texts, texts_b, separate=columns.separate), dict(labels))
     encoded, words = tokenizer.encode_words(texts)
     by_word = {label.name for label in columns.labels if label.level == "token"}
     spread = {name: by_token(values, words) if name in by_word else values for name, values in labels.items()}

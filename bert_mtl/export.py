@@ -1,7 +1,7 @@
 """A run as a bundle that a server answers from: `python -m bert_mtl.export run=… bundle=…`.
 
-The bundle holds a SavedModel with two signatures (`text` and `ids`), the tokenizer for servers without TensorFlow, and
-a manifest with the labels, the metrics and a SHA-256 of every file.
+The bundle holds a SavedModel (its signatures: `bert_mtl.served`), the tokenizer for servers without TensorFlow, and a
+manifest with the heads, the metrics and a SHA-256 of every file.
 """
 
 import json
@@ -15,42 +15,14 @@ import absl.logging
 import tensorflow as tf
 
 from bert_mtl.config import ExportConfig
-from bert_mtl.multitask import MultiTaskModel
 from bert_mtl.records import sha256
 from bert_mtl.runs import Run, RunError, load_model, open_run
-from bert_mtl.tokenization import Tokenizer, rust_tokenizer
+from bert_mtl.served import ID_INPUTS, Served
+from bert_mtl.tasks import Task
+from bert_mtl.tokenization import rust_tokenizer
 from conf import entry
 
-FORMAT = 1  # of manifest.json
-ID_INPUTS = ("token_ids", "type_ids", "segment_ids")
-
-
-class Served(tf.Module):
-    """The graph of a bundle: probabilities `(texts, labels)` by head, from texts or from token ids."""
-
-    def __init__(self, model: MultiTaskModel, tokenizer: Tokenizer):
-        super().__init__(name="served")
-        self.model = model
-        self.tokenizer = tokenizer
-
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "texts")])
-    def text(self, texts):
-        encoded = self.tokenizer.encode(texts)
-        token_ids = encoded.token_ids.to_tensor(self.tokenizer.pad_id)
-        segment_ids = tf.sequence_mask(encoded.token_ids.row_lengths(), tf.shape(token_ids)[1], tf.int32)
-        return self.ids(token_ids, tf.zeros_like(token_ids), segment_ids)
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int32, name) for name in ID_INPUTS])
-    def ids(self, token_ids, type_ids, segment_ids):
-        rows, length = tf.unstack(tf.shape(token_ids))
-        inputs = {
-            "token_ids": token_ids,
-            "type_ids": type_ids,
-            "segment_ids": segment_ids * tf.expand_dims(tf.range(1, rows + 1), 1),
-            "position_ids": segment_ids * tf.expand_dims(tf.range(length), 0),
-            "first_token": tf.range(rows) * length,
-        }
-        return {name: tf.nn.softmax(logits) for name, logits in self.model(inputs, training=False).items()}
+FORMAT = 2  # of manifest.json
 
 
 def write_bundle(run: Run, folder: Path, name: str) -> None:
@@ -66,20 +38,17 @@ def write_bundle(run: Run, folder: Path, name: str) -> None:
             f"run must be finished; got {run.folder}, which has no metrics.json. "
             f"Continue it with python -m bert_mtl.train run.resume={run.folder}"
         )
-    if run.facts.pair:
-        raise RunError(f"run must be of single texts: a bundle's text signature takes no pairs; got {run.folder}.")
     model = load_model(run)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        served = Served(model, run.tokenizer)
-        signatures = {"serving_default": served.text, "text": served.text, "ids": served.ids}
+        served = Served(model, run.tokenizer, run.tasks, run.facts.pairs)
         absl.logging.set_verbosity(absl.logging.ERROR)  # else every renamed input of the graphs is a warning
-        tf.saved_model.save(served, str(partial / "saved_model"), signatures=signatures)
+        tf.saved_model.save(served, str(partial / "saved_model"), signatures=served.signatures)
         run.tokenizer.save(partial / "tokenizer")
         if run.tokenizer.kind == "wordpiece":
             rust = rust_tokenizer(partial / "tokenizer" / "vocab.txt", run.config.tokenizer.lowercase)
             rust.save(str(partial / "tokenizer" / "tokenizer.json"))
-        (partial / "manifest.json").write_text(json.dumps(manifest(run, partial, name), indent=1))
+        (partial / "manifest.json").write_text(json.dumps(manifest(run, served, partial, name), indent=1))
         os.replace(partial, folder)
     except (OSError, tf.errors.OpError) as error:
         raise RunError(f"{folder} could not be written: {error}.") from error
@@ -87,10 +56,9 @@ def write_bundle(run: Run, folder: Path, name: str) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def manifest(run: Run, folder: Path, name: str) -> dict:
-    """What manifest.json says of the files in `folder`."""
+def manifest(run: Run, served: Served, folder: Path, name: str) -> dict:
+    """What manifest.json says of the files in `folder`; `serving.bundle` and `serving.heads` document it."""
     results, tokenizer = json.loads((run.folder / "metrics.json").read_text()), run.tokenizer
-    heads = {name: head for task in run.config.tasks.values() for name, head in task.heads.items()}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "format": FORMAT,
@@ -99,7 +67,7 @@ def manifest(run: Run, folder: Path, name: str) -> dict:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": run.folder.name,
         "data": run.config.data.source,
-        "heads": {name: {"kind": head.kind, "labels": head.labels} for name, head in heads.items()},
+        "heads": heads(run, served),
         "tokenizer": {
             "kind": tokenizer.kind,
             "lowercase": run.config.tokenizer.lowercase,
@@ -108,12 +76,37 @@ def manifest(run: Run, folder: Path, name: str) -> dict:
             "pad_id": tokenizer.pad_id,
             "cls_id": tokenizer.cls_id,
             "sep_id": tokenizer.sep_id,
+            "mask_id": tokenizer.mask_id,
         },
         "engines": {"savedmodel": {"path": "saved_model", "inputs": list(ID_INPUTS), "dtype": "int32"}},
         "metrics": {part: results[part] for part in ("dev", "test")},
         "versions": {package: version(package) for package in ("tensorflow", "keras", "tensorflow-text", "bert_mtl")},
         "files": {str(path.relative_to(folder)): sha256(path) for path in files},
     }
+
+
+def heads(run: Run, served: Served) -> dict[str, dict]:
+    """What manifest.json says of every head: `Head.export`, its task and level, what its rows hold, and the shape of
+    its output in the signature ids without the rows (and their tokens)."""
+    outputs = served.signatures["ids"].get_concrete_function().structured_outputs
+    return {
+        head.name: head.export()
+        | {
+            "task": task.name,
+            "level": head.level,
+            "reads": reads(task, task.name in run.facts.pairs),
+            "shape": outputs[head.name].shape[1 if head.level == "text" else 2 :].as_list(),
+        }
+        for task in run.tasks.values()
+        for head in task.heads.values()
+    }
+
+
+def reads(task: Task, pair: bool) -> str:
+    """What a row of the task holds: a `text`, the `words` of a text, a `pair`, or one of a pair's texts (`apart`)."""
+    if pair:
+        return "apart" if task.separate else "pair"
+    return "words" if task.words else "text"
 
 
 def export(config: ExportConfig) -> None:

@@ -21,6 +21,7 @@ from bert_mtl.tokenization import Tokenizer
 
 SPARE = 3  # a packed row may hold so many times the number of examples that fit on average
 SPARE_MASKS = 1.5  # a batch may hide so many times the mean number of tokens
+ROW_STEP = 32  # lengths of short rows are multiples of it
 LONGEST_ROW = 512  # of rows made longer than the longest example
 
 
@@ -80,11 +81,17 @@ class Pipeline:
         if self.input.packing == "none":
             return Padding(self.batch_size)
         means = np.array([reader.lengths.mean() for reader in self.readers])
-        longest = self.tokenizer.max_length
-        length = self.input.row_length or max(min(2 * longest, LONGEST_ROW), longest)
-        tokens = self.batch_size * np.average(means, weights=self.counts)
-        rows = max(round(tokens / length / self.replicas), 1) * self.replicas
+        tokens = self.batch_size * np.average(means, weights=self.counts) / self.replicas
+        length = self.input.row_length or self._row_length(tokens)
+        rows = max(round(tokens / length), 1) * self.replicas
         return Packing(rows, length, most=max(8, round(SPARE * length / means.min())))
+
+    def _row_length(self, tokens: float) -> int:
+        """Long rows are fuller: twice the longest example that can be; but a small batch of short texts is one row that
+        is no longer than its `tokens`."""
+        longest = max(int(reader.lengths.max()) for reader in self.readers)
+        limit = max(min(2 * self.tokenizer.max_length, LONGEST_ROW), longest)
+        return min(max(-(-round(tokens) // ROW_STEP) * ROW_STEP, longest), limit)
 
     @cached_property
     def layout(self) -> Layout:

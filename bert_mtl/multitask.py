@@ -44,11 +44,7 @@ class MultiTaskModel(keras.Model):
 
     def call(self, inputs, training=False, heads: Sequence[str] | None = None):
         """Outputs of the named heads (of all) for the arrays of `batches.assemble`."""
-        inputs = dict(inputs)
-        if self.encoder.config.reads_tasks or self.frozen:
-            by_segment = ops.concatenate([ops.zeros((1,), "int32"), inputs["task"] + 1])
-            inputs["token_task"] = ops.take(by_segment, inputs["segment_ids"])
-        states = self.encoder(inputs, training=training, frozen=self.frozen)
+        states = self.encoder(self.encoder_inputs(inputs), training=training, frozen=self.frozen)
         chosen = {name: self.heads[name] for name in (self.heads if heads is None else heads)}
         seen = {
             level: self._seen(level, states, inputs)
@@ -61,6 +57,13 @@ class MultiTaskModel(keras.Model):
             )
             for name, head in chosen.items()
         }
+
+    def encoder_inputs(self, inputs) -> dict:
+        """What the encoder reads: the inputs, and the task of each token where it must know it."""
+        if not (self.encoder.config.reads_tasks or self.frozen):
+            return inputs
+        by_segment = ops.concatenate([ops.zeros((1,), "int32"), inputs["task"] + 1])
+        return {**inputs, "token_task": ops.take(by_segment, inputs["segment_ids"])}
 
     def _seen(self, level: str, states, inputs):
         """What heads of a level see: token states, or a vector of each segment."""

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bert_mtl.config import TaskConfig, full_name
+from bert_mtl.config import TaskConfig
 from bert_mtl.kinds import DataError, Head, make_head
 from bert_mtl.labels import LabelSpec
 from conf.errors import Problem
+from conf.problem import full_name
 
 __all__ = ["DataError", "Example", "Task", "make_example", "make_tasks"]
 

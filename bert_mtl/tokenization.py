@@ -19,7 +19,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from conf.errors import ConfigError, Problem
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MASK = "[MASK]"
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", MASK)
 TRUNCATIONS = ("head", "tail", "head_tail")
 CONFIG_FILE = "tokenizer_config.json"
 MAX_WORD_CHARS = 100  # Google's limit: a longer word is [UNK]
@@ -59,6 +60,7 @@ class Tokenizer(tf.Module):
         if problems:
             raise ConfigError(problems)
         self.vocab_size = len(vocabulary)
+        self.tokens = list(vocabulary)  # by id
         self.special_ids = tuple(vocabulary[token] for token in SPECIAL_TOKENS)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
         self._file = Path(file).absolute()
@@ -69,20 +71,30 @@ class Tokenizer(tf.Module):
         """Token ids `(n, None)` int32 of texts `(n,)`, uncut and without special tokens."""
         raise NotImplementedError
 
-    def encode(self, texts: tf.Tensor, texts_b: tf.Tensor | None = None, separate: bool = False) -> Encoded:
+    def tokenize_masked(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """As `tokenize`, but the literal [MASK] in a text is the mask."""
+        parts = tf.strings.split(texts, MASK)
+        pieces = self.tokenize(parts.values)
+        marked = tf.concat([tf.fill([pieces.nrows(), 1], self.mask_id), pieces], axis=1)
+        return parts.with_values(marked).merge_dims(1, 2)[:, 1:]
+
+    def encode(
+        self, texts: tf.Tensor, texts_b: tf.Tensor | None = None, separate: bool = False, masks: bool = False
+    ) -> Encoded:
         """Rows of at most `max_length` tokens for texts `(n,)`, or for pairs when `texts_b` `(n,)` is given.
 
         The longer text of a pair gives way first, to the lengths of the Rust library's `longest_first`. With
-        `separate` the second text has a [CLS] of its own.
+        `separate` the second text has a [CLS] of its own. With `masks` the literal [MASK] is the mask.
         """
-        first = self.tokenize(texts)
+        tokenize = self.tokenize_masked if masks else self.tokenize
+        first = tokenize(texts)
         length = first.row_lengths()
         cls, sep = (tf.fill([first.nrows(), 1], token) for token in (self.cls_id, self.sep_id))
         if texts_b is None:
             kept = tf.minimum(length, self.max_length - 2)
             token_ids = tf.concat([cls, *self._cut(first, kept), sep], axis=1)
             return Encoded(token_ids, tf.cast(kept + 2, tf.int32), kept < length)
-        second = self.tokenize(texts_b)
+        second = tokenize(texts_b)
         length_b = second.row_lengths()
         budget = self.max_length - 3 - separate
         shorter = tf.minimum(tf.minimum(length, length_b), budget // 2)

@@ -71,7 +71,7 @@ class Layout:
             if not isinstance(column, list) and column not in record:
                 check_columns(self.needed, record, origin)
         values: dict[str, Any] = {
-            field: _words(record[column], origin) if field == "tokens" else _text(record, column, origin)
+            field: word_list(record[column], origin) if field == "tokens" else _text(record, column, origin)
             for field, column in self.texts.items()
         }
         if "tokens" in values:
@@ -93,10 +93,17 @@ class Layout:
 
 
 def text_row(record: Mapping[Column, Any], origin: str) -> Row:
-    """The row of a record that is to be answered: its `text`, and `text_b` where it has one."""
-    fields = ["text", "text_b"] if record.get("text_b") is not None else ["text"]
-    check_columns({field: field for field in fields}, record, origin)
-    return Row({field: _text(record, field, origin) for field in fields}, origin)
+    """The row of a record that is to be answered: its `text`, or its words, `tokens`, and the text that they make; and
+    `text_b` where it has one."""
+    values: dict[str, Any] = {}
+    if record.get("tokens") is not None:
+        values["tokens"] = word_list(record["tokens"], origin)
+        values["text"] = " ".join(values["tokens"])
+    for field in ["text", "text_b"] if record.get("text_b") is not None else ["text"]:
+        if field not in values:
+            check_columns({field: field}, record, origin)
+            values[field] = _text(record, field, origin)
+    return Row(values, origin)
 
 
 def _text(record: Mapping[Column, Any], column: Column | list[Column], origin: str) -> str:
@@ -116,7 +123,7 @@ def _text(record: Mapping[Column, Any], column: Column | list[Column], origin: s
     return value
 
 
-def _words(value: Any, origin: str) -> list[str]:
+def word_list(value: Any, origin: str) -> list[str]:
     """The words of a text; white space within one (a no-break space, say) is taken out, so that spaces part words."""
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not words:

@@ -145,7 +145,7 @@ def _check_folders(path: Path, task: TaskConfig) -> None:
 
 def read_texts(path: Path) -> Iterator[Row]:
     """The texts of a user's file, to be answered: .txt (one a line), .jsonl, .csv or .tsv (column `text`, and `text_b`
-    for pairs), or .gz of these.
+    for pairs; in .jsonl also `tokens`, a list of words, in the place of `text`), or .gz of these.
 
     Raises:
         DataError: another kind of file, a missing column, an empty text, or bytes that are not UTF-8.
@@ -164,7 +164,7 @@ def read_texts(path: Path) -> Iterator[Row]:
         raise DataError(str(Problem("input", "end in a known kind of file", path.name, options)))
     for record, origin in records:
         row = text_row(record, origin)
-        for field, text in row.values.items():
-            if not text.strip():
-                raise DataError(f"{row.origin}: {field} must not be empty; got {text!r}.")
+        for field in ("text", "text_b"):
+            if field in row.values and not row.values[field].strip():
+                raise DataError(f"{row.origin}: {field} must not be empty; got {row.values[field]!r}.")
         yield row

@@ -128,12 +128,12 @@ def toy_run(toy_options, tmp_path_factory) -> Path:
 
 
 def write_multi_tasks(folder: Path) -> list[str]:
-    """Three tasks in `folder`, and the overrides that add them: `numbers` (tagging, head `spans`: "one two" and "three"),
+    """Three tasks in `folder`, and the overrides that add them: `numbers` (tagging, head `spans`: "one two", "three"),
     `alike` (regression on pairs: 5 where both texts are good or both bad, else 0) and `words` (masked words)."""
     fill = random.Random(5)
     for part, count in (("train", 48), ("dev", 16), ("test", 16)):
         rows: dict[str, list[dict]] = {"numbers": [], "alike": [], "words": []}
-        for number in range(count):
+        for _ in range(count):
             parts = fill.choices(["the", "film", "plot", "was", "anna", "one two", "three"], k=fill.randint(2, 9))
             tokens = " ".join(parts).split()
             tags = [{"one": "B-number", "two": "I-number", "three": "B-number"}.get(token, "O") for token in tokens]
@@ -161,7 +161,7 @@ def write_multi_tasks(folder: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def multi_options(toy_options, tmp_path_factory) -> list[str]:
     """Overrides of `bert_mtl.train` for a tiny model on the toy task and those of `write_multi_tasks`."""
-    return [*toy_options, *write_multi_tasks(tmp_path_factory.mktemp("multi")), "train.epochs=4"]
+    return [*toy_options, *write_multi_tasks(tmp_path_factory.mktemp("multi"))]
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from bert_mtl.config import PrepareConfig
-from bert_mtl.records import load_manifest, parse_records, sha256
-from bert_mtl.tasks import DataError
+from bert_mtl.labels import LabelSpec
+from bert_mtl.records import lengths_file, load_manifest, parse_records, sha256
+from bert_mtl.tasks import DataError, make_tasks
 from bert_mtl.vocabulary import make_tokenizer
 from conf import entry
 from data_prep import build as building
@@ -34,17 +36,25 @@ def write_rows(path: Path, count: int = 60, text: str = "the film number {} is g
     return path
 
 
-def built(config: PrepareConfig) -> Path:
-    return build(config, "imdb", make_tokenizer(config.tokenizer, config.model, config.cache_dir))
+def built(config: PrepareConfig, task: str = "imdb") -> Path:
+    return build(config, task, make_tokenizer(config.tokenizer, config.model, config.cache_dir))
 
 
 def contents(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in folder.iterdir()}
 
 
-def parsed(folder: Path, part: str) -> dict:
+def parsed(folder: Path, part: str, *labels: LabelSpec) -> tuple[list, list, dict]:
+    """Token ids, second starts and labels of the records of a part."""
     files = [str(folder / shard.file) for shard in load_manifest(folder).parts[part].shards]
-    return parse_records(next(iter(tf.data.TFRecordDataset(files).batch(10_000))), ["imdb"])
+    stored = next(iter(tf.data.TFRecordDataset(files).batch(10_000)))
+    token_ids, second_start, found = parse_records(stored, labels or [LabelSpec("imdb", 0, "text")])
+    plain = {name: v.to_list() if isinstance(v, tf.RaggedTensor) else v.numpy().tolist() for name, v in found.items()}
+    return token_ids.to_list(), second_start.numpy().tolist(), plain
+
+
+def statistics(folder: Path, part: str = "train") -> dict:
+    return load_manifest(folder).parts[part].statistics
 
 
 @pytest.fixture
@@ -52,6 +62,23 @@ def config(tiny_config, tmp_path):
     """`config("data.limit=9", …)`: sixty rows of text, to be built."""
     path = write_rows(tmp_path / "rows.jsonl")
     return lambda *overrides: tiny_config("prepare", *FULL, f"data.path={path}", *overrides)
+
+
+@pytest.fixture
+def tasks(tmp_path, vocab_file):
+    """`tasks(words=(heads, rows, more keys, more keys of the source), …)`: the configuration of tasks of one's own."""
+
+    def make(*overrides: str, **given: tuple) -> PrepareConfig:
+        own = ["~tasks.imdb", "data=full", "data.workers=1", "model=tiny", f"tokenizer.vocab={vocab_file}"]
+        for name, (heads, rows, *more) in given.items():
+            parts = rows if isinstance(rows, dict) else {"train": rows}
+            for part, examples in parts.items():
+                (tmp_path / f"{name}.{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
+            source = f"{{format: jsonl, path: '{tmp_path}/{name}.{{part}}.jsonl'{''.join(more[1:])}}}"
+            own.append(f"+tasks.{name}={{heads: {heads}, sources: {{full: {source}}}{''.join(more[:1])}}}")
+        return entry.compose("prepare", [*own, f"cache_dir={tmp_path}/cache", *overrides], PrepareConfig)
+
+    return make
 
 
 # what is written
@@ -66,25 +93,28 @@ def test_records_hold_every_example_once_with_its_ids_and_label(config):
     )
     found = []
     for part in ("train", "dev", "test"):
-        rows = parsed(folder, part)
-        found += zip(rows["token_ids"].to_list(), rows["label.imdb"].numpy().tolist(), strict=True)
-        assert rows["second_start"].numpy().tolist() == rows["token_ids"].row_lengths().numpy().tolist()
+        token_ids, second_start, labels = parsed(folder, part)
+        found += zip(token_ids, labels["imdb"], strict=True)
+        assert second_start == [len(ids) for ids in token_ids]
+        lengths = lengths_file(folder, part, tokenizer.fingerprint)
+        assert np.load(lengths).tolist() == [len(ids) for ids in token_ids]
     assert sorted(found) == expected
 
 
-def test_the_manifest_counts_examples_labels_lengths_and_truncated_rows(config):
+def test_the_manifest_counts_examples_labels_and_truncated_rows(config):
     folder = built(config("data.shard_size=20", "tokenizer.max_length=8", "input.pad_to=8"))
     manifest = load_manifest(folder)
     assert {name: [shard.examples for shard in part.shards] for name, part in manifest.parts.items()} == {
         "train": [16, 16, 16], "dev": [6], "test": [6],
     }  # fmt: skip
-    assert manifest.parts["train"].labels == {"imdb": {"neg": 16, "pos": 32}}
-    assert manifest.parts["dev"].labels == manifest.parts["test"].labels == {"imdb": {"neg": 2, "pos": 4}}
+    assert statistics(folder) == {"imdb": {"neg": 16, "pos": 32}}
+    assert statistics(folder, "dev") == statistics(folder, "test") == {"imdb": {"neg": 2, "pos": 4}}
     # "number" is not in the vocabulary: every row is cut
     assert manifest.parts["train"].truncated == 48
-    assert manifest.parts["train"].lengths == (0,) * 8 + (48,)
+    lengths = {path.name.rpartition("-")[0]: np.load(path).tolist() for path in folder.glob("*.npy")}
+    assert lengths == {"train-lengths": [8] * 48, "dev-lengths": [8] * 6, "test-lengths": [8] * 6}
     assert manifest.task == "imdb" and manifest.source == "full" and not manifest.pair
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".npy") == sorted(
         ["manifest.json", *(shard.file for part in manifest.parts.values() for shard in part.shards)]
     )
 
@@ -102,19 +132,98 @@ def test_pairs_keep_where_the_second_text_begins(config, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = built(config("tasks.imdb.sources.full.columns={text: a, text_b: b}"))
     assert load_manifest(folder).pair
-    assert set(parsed(folder, "dev")["second_start"].numpy()) == {4}
-    assert set(parsed(folder, "dev")["token_ids"].row_lengths().numpy()) == {7}
+    token_ids, second_start, _ = parsed(folder, "dev")
+    assert set(second_start) == {4} and {len(ids) for ids in token_ids} == {7}
     text = built(config("tasks.imdb.sources.full.columns={text: a, text_b: b}", "input=textline"))
     (shard,) = load_manifest(text).parts["dev"].shards
     assert set((text / shard.file).read_text().splitlines()) == {"1\tthe film\tis good", "0\tthe film\tis bad"}
 
 
-def test_the_limit_shortens_train_and_leaves_dev_and_test(config):
-    whole, limited = (load_manifest(built(config(*limit))) for limit in ([], ["data.limit=12"]))
-    assert limited.parts["train"].labels == {"imdb": {"neg": 4, "pos": 8}}
-    assert [limited.parts[part].shards for part in ("dev", "test")] == [
-        whole.parts[part].shards for part in ("dev", "test")
+@pytest.mark.parametrize("limit", ["data.limit=12", "tasks.imdb.limit=12"])
+def test_the_limit_shortens_train_and_leaves_dev_and_test(config, limit):
+    whole, limited = built(config()), built(config(limit))
+    assert statistics(limited) == {"imdb": {"neg": 4, "pos": 8}}
+    shards = [[load_manifest(folder).parts[part].shards for part in ("dev", "test")] for folder in (whole, limited)]
+    assert shards[0] == shards[1]
+    assert built(config("data.limit=30", "tasks.imdb.limit=12")) == limited
+
+
+def test_a_second_text_apart_has_a_first_token_of_its_own(tasks):
+    rows = [{"text": "the film", "text_b": "is good"}] * 20
+    config = tasks(alike=("{alike: {kind: similarity}}", rows, "", ", columns: {text_b: text_b}"))
+    spec = LabelSpec("alike", 0, "text", "float32", needs_label=False)
+    token_ids, second_start, labels = parsed(built(config, "alike"), "dev", spec)
+    cls, sep = (make_tokenizer(config.tokenizer, config.model, "").special_ids[place] for place in (2, 3))
+    assert [ids[4] for ids in token_ids] == [cls] * 2 and [ids.count(sep) for ids in token_ids] == [2] * 2
+    assert second_start == [4] * 2 and np.isnan(labels["alike"]).all()
+
+
+def test_every_kind_of_label_is_stored_and_counted(tasks):
+    rows = [
+        {
+            "tokens": ["anna", "was", "good"],
+            "tags": None if number % 2 else ["B-person", "O", "O"],
+            "mood": ("bad", "good", None)[number % 3],
+            "labels": ["plot"] if number % 2 else [],
+            "stars": number % 5,
+        }
+        for number in range(60)
     ]
+    heads = (
+        "{mood: {kind: classification, labels: [bad, good]}, who: {kind: tagging, labels: [person]}, "
+        "topics: {kind: multilabel, labels: [plot, music]}, stars: {kind: regression}}"
+    )
+    config = tasks("data.shard_size=13", words=(heads, rows))
+    folder = built(config, "words")
+    specs = make_tasks(config.tasks)["words"].labels
+    found = [parsed(folder, part, *specs) for part in ("train", "dev", "test")]
+    stars = [value for _, _, labels in found for value in labels["words_stars"]]
+    assert sorted(stars) == sorted(float(number % 5) for number in range(60))
+    total = {"train": 48, "dev": 6, "test": 6}
+    for part, (_, _, labels) in zip(total, found, strict=True):
+        counted = statistics(folder, part)
+        moods = labels["words_mood"]
+        assert counted["words_mood"] == {"bad": moods.count(0), "good": moods.count(1)}
+        assert moods.count(-1) == total[part] / 3  # every group keeps its share, the unlabelled too
+        assert counted["words_topics"]["label plot"] == sum(topics[0] for topics in labels["words_topics"])
+        assert counted["words_stars"]["examples"] == total[part]
+        assert counted["words_stars"]["sum"] == sum(labels["words_stars"])
+        tagged = [tags for tags in labels["words_who"] if set(tags) != {-1}]
+        assert {tuple(n for n in tags if n >= 0) for tags in tagged} == {(1, 0, 0)}
+        assert counted["words_who"]["person"] == len(tagged)
+
+
+def test_words_to_be_masked_need_no_label(tasks, caplog):
+    caplog.set_level(logging.INFO)
+    config = tasks("input=textline", masked=("{masked: {kind: mlm}}", [{"text": "the film"}] * 20))
+    folder = built(config, "masked")
+    assert statistics(folder) == {"masked": {}}
+    (shard,) = load_manifest(folder).parts["dev"].shards
+    assert (folder / shard.file).read_text() == "the film\n" * 2
+    assert "masked (full) dev: 2 examples" in caplog.text
+
+
+def test_train_rows_that_stand_in_parts_to_be_judged_by_are_left_out(tasks, caplog):
+    caplog.set_level(logging.INFO)
+    head = "{{{}: {{kind: classification, labels: [bad, good]}}}}"
+    rows = [{"text": f"the film number {number}", "label": "good"} for number in range(40)]
+    other = {"train": rows[20:30], "dev": rows[30:35], "test": [{"text": "The FILM, number 39!", "label": "bad"}]}
+    config = tasks(
+        "input=textline",
+        own=(head.format("own"), {"train": rows, "dev": rows[:3], "test": rows[3:7]}, ", exclude: [test, other.test]"),
+        other=(head.format("other"), other),
+    )
+    folder = built(config, "own")
+    shards = load_manifest(folder).parts["train"].shards
+    lines = [line for shard in shards for line in (folder / shard.file).read_text().splitlines()]
+    kept = {int(line.rpartition(" ")[2]) for line in lines}
+    assert kept == set(range(40)) - {3, 4, 5, 6, 39}  # dev is not named
+    assert "own: 4 of 40 train rows left out, as their texts stand in own.test" in caplog.messages
+    assert "own: 1 of 40 train rows left out, as their texts stand in other.test" in caplog.messages
+    # what is left out is part of what the records are
+    alone = config.model_copy(update={"tasks": {"own": config.tasks["own"]}})
+    assert built(alone, "own") != folder
+    assert load_manifest(built(alone, "own")).parts["train"].examples == 36
 
 
 def test_imdb_s_archive_and_folder_hold_the_same_examples(tiny_config, tmp_path):
@@ -126,16 +235,15 @@ def test_imdb_s_archive_and_folder_hold_the_same_examples(tiny_config, tmp_path)
         path.write_text(f"the film {part} {label} {number}")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "aclImdb", "aclImdb")
-    manifests = []
     for path in ("a.tar.gz", "aclImdb"):
         folder = built(tiny_config("prepare", "data=full", f"data.path={tmp_path / path}", "input=textline"))
-        manifests.append(load_manifest(folder))
-        lines = {part: (folder / data.shards[0].file).read_text() for part, data in manifests[-1].parts.items()}
+        parts = load_manifest(folder).parts
+        lines = {part: (folder / data.shards[0].file).read_text() for part, data in parts.items()}
         assert sorted(lines["test"].splitlines()) == sorted(
             f"{int(label == 'pos')}\tthe film test {label} {n}" for label in ("neg", "pos") for n in range(10)
         )
-        assert manifests[-1].parts["dev"].labels == {"imdb": {"neg": 1, "pos": 1}}
-        assert manifests[-1].parts["train"].labels == {"imdb": {"neg": 9, "pos": 9}}
+        assert statistics(folder, "dev") == {"imdb": {"neg": 1, "pos": 1}}
+        assert statistics(folder) == {"imdb": {"neg": 9, "pos": 9}}
 
 
 def test_own_data_needs_a_yaml_alone(tmp_path, vocab_file, capsys):
@@ -154,7 +262,7 @@ sources:
     entry.main("prepare", PrepareConfig, prepare, argv=argv)
     (folder,) = (path for path in (tmp_path / "cache/records").iterdir() if path.is_dir())
     assert f"records: {folder}" in capsys.readouterr().out
-    assert load_manifest(folder).parts["train"].labels == {"stars": {"bad": 8, "good": 8}}
+    assert statistics(folder) == {"shop_stars": {"bad": 8, "good": 8}}
 
 
 # what is built again
@@ -265,12 +373,40 @@ def test_a_wrong_row_is_named_and_nothing_stays_behind(config, tmp_path, rows, s
 
 def test_an_empty_file_and_one_row_are_refused(config, tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="the train part must hold at least one example; got none"):
+    with pytest.raises(DataError, match="the train part of task imdb must hold at least one example; got none"):
         built(config())
     write_rows(tmp_path / "rows.jsonl", count=1)
     with pytest.raises(DataError, match="data.test_fraction must give test an example; got 0.1 of 1 rows"):
         built(config())
     assert leftovers(config()) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (
+            {"train": [5], "dev": [], "test": [5]},
+            "the dev part of task words must hold at least one example; got none.",
+        ),
+        (
+            {"train": [5, 4]},
+            "words.train.jsonl:2: the labels of head words must be as many as the 5 words; got 4.",
+        ),
+        ({"train": [5], "dev": [5, None]}, "data.test_fraction must give test an example; got 0.1 of 1 rows."),
+        ({"train": [None, None]}, "the train part must hold a label of head words in at least one row (column tags);"),
+    ],
+)
+def test_parts_and_tags_that_do_not_fit_are_refused_and_nothing_stays_behind(tasks, parts, said):
+    tokens = "one two three four five".split()
+    rows = {
+        part: [{"tokens": tokens, "tags": None if count is None else ["O"] * count} for count in counts]
+        for part, counts in parts.items()
+    }
+    config = tasks(words=("{words: {kind: tagging, labels: [person]}}", rows))
+    with pytest.raises(DataError) as caught:
+        built(config, "words")
+    assert str(caught.value).startswith(said)
+    assert leftovers(config) == []
 
 
 def test_a_truncated_archive_is_refused_and_nothing_stays_behind(tiny_config, tmp_path):
@@ -386,7 +522,7 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tiny_config, tmp_pa
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     whole = built(tiny_config("prepare", *settings, f"cache_dir={tmp_path / 'other'}"))
     assert contents(folder) == contents(whole)
-    assert len(contents(whole)) == 160 + 20 + 20 + 1
+    assert len(contents(whole)) == 160 + 20 + 20 + 3 + 1  # shards, lengths of three parts, manifest
 
 
 def test_ctrl_c_ends_with_130_and_one_line_and_leaves_only_whole_files(tmp_path, vocab_file):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bert_mtl.kinds.crf import CrfLayer, expectations, gather, negative_log_likelihood, viterbi
+from bert_mtl.kinds.crf import CrfLayer, expectations, gather, negative_log_likelihood
 from bert_mtl.kinds.head import LayerContext
+from spans.tags import viterbi
 
 RANDOM = np.random.default_rng(7)
 TRANSITIONS, START, END = (RANDOM.normal(size=shape).astype(np.float32) for shape in ((3, 3), 3, 3))

@@ -8,8 +8,9 @@ import pytest
 
 from bert_mtl.kinds.crf import negative_log_likelihood
 from bert_mtl.kinds.head import DataError, LayerContext, make_head
-from bert_mtl.kinds.tagging import Tagging, TaggingSettings, entities, follows, tags
-from bert_mtl.words import words
+from bert_mtl.kinds.tagging import Tagging, TaggingSettings
+from spans.tags import entities, follows, tags_of
+from spans.words import words
 
 LABELS = ["person", "location"]
 TAGS = ["O", "B-person", "I-person", "B-location", "I-location"]
@@ -36,7 +37,7 @@ def ids(*names):
 
 # ---- labels ----
 def test_tags_are_outside_then_begin_and_inside_of_each_label():
-    assert tags(LABELS) == TAGS == HEAD.tags
+    assert tags_of(LABELS) == TAGS == HEAD.tags
 
 
 def test_tags_become_ids_by_name_or_place():

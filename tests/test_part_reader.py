@@ -23,8 +23,8 @@ FIELDS = ("token_ids", "splits", "second_start", "task", "index")
 
 
 def write_rows(folder: Path) -> list[str]:
-    """900 rows of words with tags and a mood, and 30 of pairs with numbers of all shapes, some of them unlabelled; and the
-    overrides that name them."""
+    """900 rows of words with tags and a mood, and 30 of pairs with numbers of all shapes, some of them unlabelled; and
+    the overrides that name them."""
     random = np.random.default_rng(0)
     words, pairs = [], []
     for number in range(900):

@@ -10,7 +10,7 @@ import pytest
 
 import bert_mtl
 from bert_mtl.tokenization import WordPieceTokenizer, rust_splitting
-from bert_mtl.words import words
+from spans.words import words
 
 SHARED = Path(os.environ.get("BERT_MTL_SHARED", Path(__file__).parents[2] / "shared" / "data"))
 VOCAB = Path(bert_mtl.__file__).parent / "vocab.txt"

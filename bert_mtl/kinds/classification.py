@@ -15,6 +15,7 @@ Labels = Annotated[list[str], Field(min_length=2)]
 class LabelledSettings(HeadSettings):
     """Keys of heads that choose among labels, given in the order of their ids."""
 
+    layer_keys = ("labels",)
     labels: Labels
 
     def faults(self) -> list[tuple[str, str, object]]:

@@ -1,4 +1,4 @@
-"""Linear-chain conditional random fields (Lafferty et al. 2001) over the words of packed rows, and Viterbi decoding.
+"""Linear-chain conditional random fields (Lafferty et al. 2001) over the words of packed rows.
 
 A chain is the words of one segment. A sequence of tags for it scores start[first tag] + end[last tag] +
 transitions[tag, next tag] along it + the emissions of its tags, and is as likely as exp(score) among all sequences.
@@ -131,25 +131,3 @@ def _reach(chains: Chains, transitions: Any, start: Any, end: Any) -> tuple[Any,
 def _products(left: Any, right: Any) -> Any:
     """Sum over words of the outer products of `(rows, length, tags)` arrays: `(tags, tags)`."""
     return ops.tensordot(left, right, axes=((0, 1), (0, 1)))
-
-
-def viterbi(scores: np.ndarray, transitions: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The tag ids `(words,)` of the best sequence for scores `(words, tags)`; -inf forbids (Viterbi 1967).
-
-    `transitions[i, j]` is the score of tag j after tag i.
-    """
-    if not len(scores):
-        return np.zeros(0, np.int64)
-    incoming = np.ascontiguousarray(transitions.T)
-    back = np.zeros(scores.shape, np.int64)
-    everyone = np.arange(scores.shape[1])
-    best = start + scores[0]
-    for word in range(1, len(scores)):
-        options = incoming + best
-        back[word] = options.argmax(axis=1)
-        best = options[everyone, back[word]] + scores[word]
-    path = np.zeros(len(scores), np.int64)
-    path[-1] = (best + end).argmax()
-    for word in range(len(scores) - 1, 0, -1):
-        path[word - 1] = back[word, path[word]]
-    return path

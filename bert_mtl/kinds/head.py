@@ -23,8 +23,10 @@ class DataError(Exception):
 
 
 class HeadSettings(Schema):
-    """The keys below `heads.<head>` that every kind has."""
+    """The keys below `heads.<head>` that every kind has; `layer_keys` are those that its layer follows from, which must
+    be alike where heads share one."""
 
+    layer_keys: ClassVar[tuple[str, ...]] = ()
     kind: str
     weight: PositiveFloat = 1.0
     share_head: str | None = None

@@ -22,6 +22,7 @@ class SimilaritySettings(HeadSettings):
     """Pairs scored below `minimum_score` do not mean the same: they are measured, not learned. `projection` is the size
     of a dense layer on top of the encoder's vectors; null takes them as they are."""
 
+    layer_keys = ("projection",)
     temperature: PositiveFloat = 0.05
     projection: PositiveInt | None = None
     minimum_score: float | None = None

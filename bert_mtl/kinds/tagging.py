@@ -11,17 +11,16 @@ from keras import ops
 from pydantic import Field
 
 from bert_mtl.kinds.classification import LabelledSettings
-from bert_mtl.kinds.crf import CrfLayer, negative_log_likelihood, viterbi
+from bert_mtl.kinds.crf import CrfLayer, negative_log_likelihood
 from bert_mtl.kinds.head import DataError, DenseLayer, Head, LayerContext, label_id, register_kind
 from conf.errors import Problem
-
-OUTSIDE = "O"
-Word = tuple[str, int, int]  # as `bert_mtl.words.words` gives it
+from spans.tags import OUTSIDE, Decoder, Word, entities, tags_of
 
 
 class TaggingSettings(LabelledSettings):
     """`labels` are the types of entities (`person`, not `B-person`); with `crf` tags are learned as whole sequences."""
 
+    layer_keys = ("labels", "crf")
     labels: Annotated[list[str], Field(min_length=1)]
     crf: bool = False
 
@@ -44,8 +43,7 @@ class Tagging(Head):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.tags = tags(self.settings.labels)
-        self.rules = np.where(follows(self.tags), 0.0, -np.inf)  # scores of transitions
+        self.tags = tags_of(self.settings.labels)
 
     def encode(self, value: Any, origin: str) -> list[int]:
         """Ids of a list of tags. An I-x that continues no x begins an entity, as in files of IOB1: it becomes B-x."""
@@ -99,69 +97,24 @@ class Tagging(Head):
 
     def decode(self, answers: Sequence[np.ndarray]) -> list[list[str]]:
         """The best valid tags of every text."""
-        transitions, start, end = self._chain()
-        transitions, start = transitions + self.rules, start + self.rules[self.tags.index(OUTSIDE)]
-        scores = (np.log(np.maximum(answer, 1e-30)) for answer in answers)
-        return [[self.tags[tag] for tag in viterbi(each, transitions, start, end)] for each in scores]
+        decoder = self._decoder()
+        return [[self.tags[tag] for tag in decoder.best(answer)] for answer in answers]
 
     def spans(self, answer: np.ndarray, words: Sequence[Word], text: str) -> list[dict]:
-        """The entities of one text: `[{"type", "start", "end", "text", "score"}]`.
-
-        Args:
-            answer: `(words, tags)` probabilities.
-            words: the words that have a row in `answer` (truncation leaves some without), in its order: each with the
-                places in `text` of its first character and of the one after its last.
-
-        `start` and `end` are such places too. The score is the mean probability that the entity's words, each on its
-        own, give their tags; a CRF's transitions choose the tags but have no part in it.
-        """
-        best = self.decode([answer])[0]
-        sure = answer[np.arange(len(best)), [self.tags.index(tag) for tag in best]] if best else answer
-        found = []
-        for kind, first, after in entities(best):
-            start, end, score = words[first][1], words[after - 1][2], float(sure[first:after].mean())
-            found.append({"type": kind, "start": start, "end": end, "text": text[start:end], "score": score})
-        return found
+        """The entities of one text (`Decoder.spans`), whose `words` have the probabilities `answer` `(words, tags)`."""
+        return self._decoder().spans(answer, words, text)
 
     def export(self) -> dict[str, Any]:
         """With a CRF also its `transitions`, `start` and `end`; the rule that I-x continues x is not among them."""
         known = super().export() | {"labels": self.settings.labels, "tags": self.tags, "crf": self.settings.crf}
         if self.settings.crf:
-            names = ("transitions", "start", "end")
-            known |= {name: values.tolist() for name, values in zip(names, self._chain(), strict=True)}
+            known |= {name: values.tolist() for name, values in self._chain().items()}
         return known
 
-    def _chain(self) -> list[np.ndarray]:
-        """Scores of transitions `(tags, tags)`, start and end `(tags,)`; zeros without a CRF."""
-        if not self.settings.crf:
-            size = len(self.tags)
-            return [np.zeros((size, size)), np.zeros(size), np.zeros(size)]
-        return [ops.convert_to_numpy(each) for each in self.layer.chain()]
+    def _decoder(self) -> Decoder:
+        return Decoder(self.tags, **self._chain())
 
-
-def tags(labels: Sequence[str]) -> list[str]:
-    """The tags in the order of their ids: O, B-a, I-a, B-b, I-b, …"""
-    return [OUTSIDE, *(f"{prefix}-{label}" for label in labels for prefix in "BI")]
-
-
-def continues(before: str, tag: str) -> bool:
-    """Whether a word of this tag belongs to the entity of the word before."""
-    return tag.startswith("I-") and before[1:] == tag[1:]
-
-
-def follows(tags: Sequence[str]) -> np.ndarray:
-    """`(tags, tags)` bool: whether tag j may come after tag i. What may follow O may also begin a text."""
-    return np.array([[not tag.startswith("I-") or continues(before, tag) for tag in tags] for before in tags])
-
-
-def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(type, first word, word after the last) of each entity; an I-x that continues nothing begins one, as in
-    conlleval (Tjong Kim Sang & De Meulder 2003) and seqeval."""
-    found: list[tuple[str, int, int]] = []
-    for place, tag in enumerate(tags):
-        if place and continues(tags[place - 1], tag):
-            kind, first, _ = found.pop()
-            found.append((kind, first, place + 1))
-        elif tag != OUTSIDE:
-            found.append((tag[2:], place, place + 1))
-    return found
+    def _chain(self) -> dict[str, np.ndarray]:
+        """The scores that a CRF has learned."""
+        names = ("transitions", "start", "end") if self.settings.crf else ()
+        return dict(zip(names, map(ops.convert_to_numpy, self.layer.chain() if names else ()), strict=True))

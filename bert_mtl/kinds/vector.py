@@ -16,6 +16,7 @@ class VectorSettings(HeadSettings):
     """`cosine` learns the direction of the given vectors, `mse` their numbers: the mean over `dim` of squared errors,
     which for vectors of length 1 is as small as 1/dim, so beside other tasks it wants a `weight`."""
 
+    layer_keys = ("dim",)
     dim: PositiveInt
     loss: Literal["cosine", "mse"] = "cosine"
 
