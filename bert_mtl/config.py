@@ -238,10 +238,11 @@ class EvaluateConfig(Schema):
 class PredictConfig(Schema):
     """`python -m bert_mtl.predict`."""
 
-    verbatim = ("text",)
+    verbatim = ("text", "text_b")
 
     run: Filled
     text: str | None
+    text_b: str | None
     input: Filled | None
     output: Filled | None
     batch_size: PositiveInt
@@ -250,6 +251,8 @@ class PredictConfig(Schema):
         found = []
         if (self.text is None) == (self.input is None):
             found.append(Problem("text", "be given, or input, and not both", self.text))
+        if self.text is None and self.text_b is not None:
+            found.append(Problem("text_b", "be given with text", self.text_b))
         if self.input is not None and self.output is None:
             found.append(Problem("output", "be given with input", None))
         return found + _overwriting(self.input, self.output)

@@ -17,7 +17,8 @@ from bert_mtl.multitask import model_inputs
 from bert_mtl.pooling import mean_states, states_at
 from bert_mtl.predict import CHUNK, TEXTS_DIR, Predictor
 from bert_mtl.records import atomic_write
-from bert_mtl.text_batches import text_batches
+from bert_mtl.tasks import DataError
+from bert_mtl.text_batches import Reading, checked_texts, tasks_reading, text_batches
 from conf import entry
 from conf.errors import ConfigError, Problem
 from data_prep.sources import read_texts
@@ -52,24 +53,30 @@ class Embedder:
     """
 
     def __init__(self, predictor: Predictor, layers: list[int], pooling: str, task: str | None = None):
-        count, names = predictor.model.encoder.config.num_layers + 1, list(predictor.run.tasks)
+        count = predictor.model.encoder.config.num_layers + 1
+        names = [each.name for each in tasks_reading(predictor.run, pair=False)]
+        if not names:
+            raise DataError(
+                f"run must be of single texts, which vectors stand for; got {predictor.run.folder}, of pairs."
+            )
         rule = f"be between {-count} and {count - 1}"
         found = [Problem("layers", rule, layer) for layer in layers if not -count <= layer < count]
         if task is None and len(names) > 1 and predictor.model.encoder.config.reads_tasks:
             found.append(Problem("task", "be given where tasks have weights of their own", task, names))
         if task not in (None, *names):
-            found.append(Problem("task", "be a task of the run", task, names))
+            found.append(Problem("task", "be a task of the run that reads single texts", task, names))
         if found:
             raise ConfigError(found)
         self.predictor, self.layers, self.pooling = predictor, layers, pooling
-        self.task = predictor.run.tasks[task or names[0]].number
+        self.reading = Reading(predictor.run.tasks[task or names[0]].number)
         self.dimensions = predictor.model.encoder.config.hidden_dim * len(layers) * (2 if pooling == "mean_max" else 1)
         self._forward = tf.function(self._vectors, reduce_retracing=True)
 
     def embed(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
         """`(texts, dimensions)` float32."""
         vectors = np.zeros((len(texts), self.dimensions), np.float32)
-        for batch in text_batches(self.predictor.run.tokenizer, texts, None, batch_size, task=self.task):
+        checked = checked_texts("texts", texts)
+        for batch in text_batches(self.predictor.run.tokenizer, [self.reading], checked, None, batch_size):
             real = batch["index"] >= 0
             vectors[batch["index"][real]] = self._forward(model_inputs(batch)).numpy()[real]
         return vectors

@@ -48,13 +48,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, dict]:
     for task, pipeline in part_pipelines(reading, folders, config.part).items():
         lengths, part = pipeline.readers[0].lengths, read_part(folders[task], config.part, run.tasks[task])
         examples = Examples(part.texts, run.tokenizer)
-        folder = _text_records(run, task, run.config.data) if config.baseline else None
+        elsewhere = config.baseline and data != run.config.data  # baselines learn what the run has learned from
+        own = _text_records(run, task, run.config.data) if elsewhere else folders[task]
         for name, answered in answer_part(model, pipeline).items():
             head = model.heads[name]
             report = head_report(head, answered, lengths)
             if report["examples"]:
                 report["errors"] = mistakes(head, answered, examples, config.errors)
-                if folder and (rival := _baseline(head, folder, run.tasks[task], answered, part.texts)):
+                if config.baseline and (rival := _baseline(head, own, run.tasks[task], answered, part.texts)):
                     report["baseline"] = head_report(*rival, lengths)
             print_report(name, report)
             reports[name] = report

@@ -10,6 +10,7 @@ import shutil
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import absl.logging
 import tensorflow as tf
@@ -42,13 +43,14 @@ def write_bundle(run: Run, folder: Path, name: str) -> None:
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         served = Served(model, run.tokenizer, run.tasks, run.facts.pairs)
+        graphs = served.signatures()
         absl.logging.set_verbosity(absl.logging.ERROR)  # else every renamed input of the graphs is a warning
-        tf.saved_model.save(served, str(partial / "saved_model"), signatures=served.signatures)
+        tf.saved_model.save(served, str(partial / "saved_model"), signatures=graphs)
         run.tokenizer.save(partial / "tokenizer")
         if run.tokenizer.kind == "wordpiece":
             rust = rust_tokenizer(partial / "tokenizer" / "vocab.txt", run.config.tokenizer.lowercase)
             rust.save(str(partial / "tokenizer" / "tokenizer.json"))
-        (partial / "manifest.json").write_text(json.dumps(manifest(run, served, partial, name), indent=1))
+        (partial / "manifest.json").write_text(json.dumps(manifest(run, graphs["ids"], partial, name), indent=1))
         os.replace(partial, folder)
     except (OSError, tf.errors.OpError) as error:
         raise RunError(f"{folder} could not be written: {error}.") from error
@@ -56,7 +58,7 @@ def write_bundle(run: Run, folder: Path, name: str) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def manifest(run: Run, served: Served, folder: Path, name: str) -> dict:
+def manifest(run: Run, ids: Any, folder: Path, name: str) -> dict:
     """What manifest.json says of the files in `folder`; `serving.bundle` and `serving.heads` document it."""
     results, tokenizer = json.loads((run.folder / "metrics.json").read_text()), run.tokenizer
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -67,7 +69,7 @@ def manifest(run: Run, served: Served, folder: Path, name: str) -> dict:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": run.folder.name,
         "data": run.config.data.source,
-        "heads": heads(run, served),
+        "heads": heads(run, ids),
         "tokenizer": {
             "kind": tokenizer.kind,
             "lowercase": run.config.tokenizer.lowercase,
@@ -85,10 +87,10 @@ def manifest(run: Run, served: Served, folder: Path, name: str) -> dict:
     }
 
 
-def heads(run: Run, served: Served) -> dict[str, dict]:
+def heads(run: Run, ids: Any) -> dict[str, dict]:
     """What manifest.json says of every head: `Head.export`, its task and level, what its rows hold, and the shape of
-    its output in the signature ids without the rows (and their tokens)."""
-    outputs = served.signatures["ids"].get_concrete_function().structured_outputs
+    its output in the graph `ids` without the rows (and their tokens)."""
+    outputs = ids.get_concrete_function().structured_outputs
     return {
         head.name: head.export()
         | {
@@ -103,9 +105,14 @@ def heads(run: Run, served: Served) -> dict[str, dict]:
 
 
 def reads(task: Task, pair: bool) -> str:
-    """What a row of the task holds: a `text`, the `words` of a text, a `pair`, or one of a pair's texts (`apart`)."""
+    """What a row of the task holds: both texts of a `pair`, one of the two (`apart`), a text in which [MASK] is the
+    mask (`masks`), or a text, read whole (`text`) or word by word (`words`)."""
+    if task.separate:
+        return "apart"
     if pair:
-        return "apart" if task.separate else "pair"
+        return "pair"
+    if any(head.level == "mask" for head in task.heads.values()):
+        return "masks"
     return "words" if task.words else "text"
 
 

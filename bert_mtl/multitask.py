@@ -84,7 +84,7 @@ class MultiTaskModel(keras.Model):
                 outputs = self(inputs, training=False, heads=names)
                 return {name: self.heads[name].answer(outputs[name], labels.get(name), inputs) for name in names}
 
-            self.answerers[names] = tf.function(answers, reduce_retracing=True)
+            self.answerers[names] = tf.function(answers, autograph=False, reduce_retracing=True)
         labels = {name: batch[f"label.{name}"] for name in names if f"label.{name}" in batch}
         return self.answerers[names](model_inputs(batch, names), labels)
 
@@ -137,18 +137,25 @@ def _over_replicas(value):
 
 def make_model(config: ModelConfig, encoder: BertEncoder, tasks: Mapping[str, Task], seed: int) -> MultiTaskModel:
     """The model of a configuration, weights as they are in `encoder`, heads new."""
-    heads = {head.name: head for task in tasks.values() for head in task.heads.values()}
-    for number, (name, head) in enumerate(heads.items()):
+    depth = encoder.config.num_layers
+    frozen = [frozen_blocks(task.config.trainable, depth) for task in tasks.values()]
+    of_tasks = [(head, kept) for task, kept in zip(tasks.values(), frozen) for head in task.heads.values()]
+    heads = {head.name: head for head, _ in of_tasks}
+    for number, (head, kept) in enumerate(of_tasks):
         if head.settings.share_head is None:
-            table = encoder.embeddings.word_table
             context = LayerContext(
-                encoder.config.hidden_dim, config.dropout, seed + number, name, table, encoder.dtype_policy
+                hidden_dim=encoder.config.hidden_dim,
+                dropout=config.dropout,
+                seed=seed + number,
+                name=head.name,
+                word_embeddings=encoder.embeddings.word_table,
+                dtype=encoder.dtype_policy,
+                frozen_words=kept > 0,
             )
             head.layer = head.make_layer(context)
     for head in heads.values():
         if head.settings.share_head is not None:
             head.layer = heads[head.settings.share_head].layer
-    frozen = [frozen_blocks(task.config.trainable, encoder.config.num_layers) for task in tasks.values()]
     # What no task changes is no variable to the optimizer, whose weight decay would change it.
-    encoder.freeze(max(frozen_blocks(config.trainable, encoder.config.num_layers), min(frozen)))
+    encoder.freeze(max(frozen_blocks(config.trainable, depth), min(frozen)))
     return MultiTaskModel(encoder, heads, config.pooling, frozen, name="multitask")

@@ -14,7 +14,6 @@ from bert_mtl.kinds import Head
 from bert_mtl.kinds.classification import Classification
 
 CALIBRATION_BINS = 15  # as Guo et al. 2017
-SHOWN_LABELS = 12  # more make no table of confusions that a terminal can show
 SHOWN_ERRORS = 5
 SHOWN_TEXT = 200
 
@@ -112,11 +111,13 @@ def print_report(name: str, report: dict, console: Console | None = None) -> Non
         if value is None or isinstance(value, float):
             scores.add_row(figure, *_compared(value, baseline, figure))
     console.print(scores)
-    if "confusion" in report and len(report["labels"]) <= SHOWN_LABELS:
+    if "confusion" in report:
         table = Table("true \\ predicted", *map(escape, report["labels"]))
         for label, counts in zip(report["labels"], report["confusion"], strict=True):
             table.add_row(escape(label), *map(str, counts))
-        console.print(table)
+        whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        if whole <= console.width:  # else it is for the JSON's readers
+            console.print(table)
     if "by_length" in report:
         lengths = Table("tokens up to", "examples", report["metric"])
         for group in report["by_length"]:

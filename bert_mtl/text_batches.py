@@ -1,89 +1,182 @@
-"""Texts without labels to padded batches, for answers: sorted by length, a text (or pair) a row."""
+"""Texts to be answered in, batches (`bert_mtl.batches`) out.
+
+What the heads of a run ask about a text can differ in how they read it; each `Reading` makes an example of the text, a
+row of its own. Heads that read alike share one: mostly all of them do.
+"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import tensorflow as tf
 
-from bert_mtl.batches import Layout, Window, assemble
-from bert_mtl.labels import LabelSpec
-from bert_mtl.packing import Batch, Padding
-from bert_mtl.tokenization import Tokenizer
+from bert_mtl.batches import Layout, Window, assemble, complete, join
+from bert_mtl.kinds import Head
+from bert_mtl.packing import Padding
+from bert_mtl.runs import Run
+from bert_mtl.tasks import LINE_BREAKS, DataError, Task
+from bert_mtl.tokenization import MASK, Tokenizer
+from data_prep.rows import word_list
+from spans.tags import Word
+from spans.words import words
 
-WORDS = LabelSpec("words", 0, "token")  # its label: the number of the word that a token begins
 PAD_TO = 32
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, as it was given or as the words that were given with single spaces between them."""
+
+    text: str
+    given: list[str] | None = None
+
+    @cached_property
+    def words(self) -> list[Word]:
+        """Its words with their places in `text`: those given, or those found."""
+        if self.given is None:
+            return words(self.text)
+        ends = np.cumsum([len(word) + 1 for word in self.given]).tolist()
+        return [(word, end - 1 - len(word), end - 1) for word, end in zip(self.given, ends, strict=True)]
+
+
+def checked_texts(name: str, texts: Sequence[str | Sequence[str]]) -> list[Text]:
+    """The texts of an argument `name`.
+
+    Raises:
+        TypeError: a single text instead of a list.
+        DataError: an empty text or word (its place is named).
+    """
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"{name} must be a list of texts; got one text. Write [text].")
+    found = []
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            given = word_list(list(text), f"{name}[{place}]")
+            found.append(Text(" ".join(given), given))
+        elif text.strip():
+            found.append(Text(text))
+        else:
+            raise DataError(f"{name}[{place}] must not be empty; got {text!r}.")
+    return found
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a text (or pair).
+
+    Attributes:
+        task: its number, for encoders that read tasks.
+        heads: those that read this way.
+        separate: the two texts of a pair are segments of their own.
+        words: word by word.
+        masks: only texts that hold [MASK], which is the mask and not four letters between brackets.
+    """
+
+    task: int
+    heads: tuple[Head, ...] = ()
+    separate: bool = False
+    words: bool = False
+    masks: bool = False
+
+
+def tasks_reading(run: Run, pair: bool) -> list[Task]:
+    """The tasks that read single texts, or pairs. Those whose texts are segments of their own read both, whatever they
+    learned from."""
+    return [task for task in run.tasks.values() if task.separate or (task.name in run.facts.pairs) == pair]
+
+
+def readings(run: Run, pair: bool) -> list[Reading]:
+    """How the run's tasks read single texts, or pairs; none where no task does."""
+    # The words of a text, joined by spaces, are other pieces than the text itself.
+    own_words = pair or run.tokenizer.kind == "sentencepiece"
+    groups: dict[tuple, list[Task]] = {}
+    for task in tasks_reading(run, pair):
+        masks = any(head.level == "mask" for head in task.heads.values())
+        own_task = run.facts.encoder.reads_tasks and task.number
+        groups.setdefault((own_task, pair and task.separate, own_words and task.words, masks), []).append(task)
+    return [
+        Reading(
+            task=tasks[0].number,
+            heads=tuple(head for task in tasks for head in task.heads.values()),
+            separate=separate,
+            words=any(task.words for task in tasks),
+            masks=masks,
+        )
+        for (_, separate, _, masks), tasks in groups.items()
+    ]
 
 
 def text_batches(
     tokenizer: Tokenizer,
-    texts: Sequence[str],
-    texts_b: Sequence[str] | None,
+    readings: Sequence[Reading],
+    texts: Sequence[Text],
+    texts_b: Sequence[Text] | None,
     batch_size: int,
-    *,
-    words: bool = False,
-    separate: bool = False,
-    task: int = 0,
-) -> Iterator[dict]:
-    """Batches (see `bert_mtl.batches`) of texts or pairs; `index` tells their places.
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of at most `batch_size` rows, sorted by length; `index` tells the places of their texts.
 
-    With `words`, texts are words joined by single spaces, and `label.words` `(rows, length)` numbers the words at their
-    first tokens (-1 elsewhere). With `separate`, a pair is two segments.
+    Labels only tell what is whose: text heads have the label 0 and weight 1 at their examples, token heads the numbers
+    of the words where these begin, and mask heads 0 at each [MASK].
     """
-    if words:
-        encoded, numbers = tokenizer.encode_words(tf.constant(texts))
-        labels = {WORDS.name: numbers.values.numpy()}
+    specs = [head.label_spec(each.task) for each in readings for head in each.heads if head.level != "mask"]
+    windows = [_window(tokenizer, reading, texts, texts_b) for reading in readings]
+    filled = [complete(window, specs) for window in windows if window is not None]
+    if not filled:
+        return
+    window, tasks = join(filled), max(reading.task for reading in readings) + 1
+    separate = tuple(any(each.separate and each.task == task for each in readings) for task in range(tasks))
+    for plan in Padding(batch_size).plan(window.lengths, len(window.task), lambda _: None):
+        for batch in plan.batches:
+            rows = len(batch.chosen)
+            layout = Layout(rows, rows * (1 + any(separate)), tuple(specs), separate, length=None, pad_to=PAD_TO)
+            arrays = assemble(window, batch, layout, np.random.default_rng(0))  # nothing is drawn
+            yield arrays | _masks(tokenizer, readings, arrays)
+
+
+def _window(
+    tokenizer: Tokenizer, reading: Reading, texts: Sequence[Text], texts_b: Sequence[Text] | None
+) -> Window | None:
+    """The examples that a reading makes of texts; None where it makes none."""
+    pairs = [(text,) for text in texts] if texts_b is None else list(zip(texts, texts_b, strict=True))
+    index = np.array(
+        [place for place, pair in enumerate(pairs) if not reading.masks or any(MASK in text.text for text in pair)],
+        np.int32,
+    )
+    if not len(index):
+        return None
+    token_labels = {}
+    if reading.words:
+        joined = [" ".join(word for word, _, _ in texts[place].words) for place in index]
+        encoded, numbers = tokenizer.encode_words(tf.constant(joined))
+        token_labels = {head.name: numbers.values.numpy() for head in reading.heads if head.level == "token"}
     else:
-        encoded = tokenizer.encode(tf.constant(texts), None if texts_b is None else tf.constant(texts_b), separate)
-        labels = {}
-    window = Window(
+        first, *second = (
+            tf.constant([text.text.translate(LINE_BREAKS) for text in column])
+            for column in zip(*(pairs[place] for place in index), strict=True)
+        )
+        texts_b = second[0] if second else None
+        encoded = tokenizer.encode(first, texts_b, separate=reading.separate, masks=reading.masks)
+    specs = [head.label_spec(reading.task) for head in reading.heads if head.level == "text"]
+    return Window(
         token_ids=encoded.token_ids.values.numpy(),
         splits=encoded.token_ids.row_splits.numpy(),
         second_start=encoded.second_start.numpy(),
-        task=np.full(len(texts), task, np.int32),
-        index=np.arange(len(texts), dtype=np.int32),
-        labels={},
-        token_labels=labels,
+        task=np.full(len(index), reading.task, np.int32),
+        index=index,
+        labels={spec.name: np.zeros((len(index), *spec.shape), spec.dtype) for spec in specs},
+        token_labels=token_labels,
     )
-    layout = Layout(
-        rows=batch_size,
-        segments=batch_size * (1 + separate),
-        heads=(WORDS._replace(task=task),) if words else (),
-        separate=(separate,) * (task + 1),
-        length=None,
-        pad_to=min(PAD_TO, tokenizer.max_length),
-    )
-    for plan in Padding(batch_size).plan(window.lengths, len(texts), lambda _: None):
-        for batch in plan.batches:
-            yield assemble(window, batch, layout, np.random.default_rng(0))
 
 
-def masked_batches(
-    tokenizer: Tokenizer, texts: Sequence[str], literal: str, batch_size: int, head: str, task: int = 0
-) -> Iterator[dict]:
-    """Batches of texts in which `literal` is the mask token; a mask head finds the masks' places in `place.<head>`."""
-    for start in range(0, len(texts), batch_size):
-        rows = [_with_masks(tokenizer, text.split(literal)) for text in texts[start : start + batch_size]]
-        lengths = np.array([len(row) for row in rows])
-        window = Window(
-            token_ids=np.concatenate(rows).astype(np.int32),
-            splits=np.concatenate([[0], np.cumsum(lengths)]),
-            second_start=lengths,
-            task=np.full(len(rows), task, np.int32),
-            index=np.arange(start, start + len(rows), dtype=np.int32),
-            labels={},
-            token_labels={},
-        )
-        layout = Layout(len(rows), len(rows), (), (False,) * (task + 1), None, min(PAD_TO, tokenizer.max_length))
-        every = np.arange(len(rows))
-        batch = assemble(window, Batch(every, every), layout, np.random.default_rng(0))
-        places = np.flatnonzero(batch["token_ids"] == tokenizer.mask_id).astype(np.int32)
-        if len(places):
-            yield batch | {f"place.{head}": places, f"label.{head}": np.zeros_like(places)}
-
-
-def _with_masks(tokenizer: Tokenizer, parts: list[str]) -> np.ndarray:
-    """The ids of a row in which a mask stands between the parts; what is too long is cut at its end."""
-    pieces = [ids.numpy() for ids in tokenizer.tokenize(tf.constant(parts))]
-    joined = [pieces[0]] + [ids for piece in pieces[1:] for ids in ([tokenizer.mask_id], piece)]
-    body = np.concatenate(joined)[: tokenizer.max_length - 2]
-    return np.concatenate([[tokenizer.cls_id], body, [tokenizer.sep_id]])
+def _masks(tokenizer: Tokenizer, readings: Sequence[Reading], arrays: dict) -> dict[str, np.ndarray]:
+    """What the batch says of mask heads: the places of each [MASK] in their reading."""
+    found = {}
+    task = np.append(arrays["task"], -1)[arrays["segment_ids"] - 1]  # of every token; padding is segment 0
+    for reading in (each for each in readings if each.masks):
+        places = np.flatnonzero((arrays["token_ids"] == tokenizer.mask_id) & (task == reading.task)).astype(np.int32)
+        for head in reading.heads:
+            found[f"place.{head.name}"] = places
+            found[f"label.{head.name}"] = np.zeros_like(places)
+            found[f"weight.{head.name}"] = np.ones(len(places), np.float32)
+    return found

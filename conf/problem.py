@@ -1,7 +1,7 @@
 """`problem="imdb|snips_intent&snips_slots"`: what to learn, as bert-multitask-learning (m3tl) writes it.
 
-Names are those of heads; `&` joins heads that read the same texts, `|` those of different ones. Here that is a choice of
-tasks, without the heads that are not named.
+Names are those of heads; `&` joins heads that read the same texts, `|` those of different ones. Here that is a choice
+of tasks, without the heads that are not named.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

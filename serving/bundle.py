@@ -1,6 +1,7 @@
 """A folder written by the exporter goes in; out comes a `Bundle` whose every file was checked against the manifest.
 
-The layout is `manifest.json` beside `tokenizer/` and one folder per engine; `Manifest` documents the fields.
+The layout is `manifest.json` beside `tokenizer/` and one folder per engine; `Manifest` documents the fields, and
+`serving.heads` those of each head.
 """
 
 import hashlib
@@ -9,24 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, Field, PositiveInt, ValidationError
 
 from conf.errors import Problem
+from serving.heads import AnyHead, Section
 
-FORMAT = 1
-"""The newest manifest format this server reads."""
+FORMAT = 2
+"""The manifest format this server reads."""
 
 
 class BundleError(Exception):
     """The bundle cannot be served; the message says which file or field is at fault."""
 
     user_error = True
-
-
-def _distinct(labels: list[str]) -> list[str]:
-    if len(set(labels)) < len(labels):
-        raise ValueError("must be distinct")
-    return labels
 
 
 def _inside(path: str) -> str:
@@ -40,19 +36,7 @@ InnerPath = Annotated[str, AfterValidator(_inside)]
 Input = Literal["token_ids", "type_ids", "segment_ids"]
 
 
-class _Section(BaseModel):
-    # Unknown keys are let through: an exporter may say more within one format.
-    model_config = ConfigDict(frozen=True)
-
-
-class Head(_Section):
-    """One question the model answers, with its labels in the order of the model's outputs."""
-
-    kind: Literal["classification"]
-    labels: Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)]
-
-
-class TokenizerSettings(_Section):
+class TokenizerSettings(Section):
     """How texts become ids; `max_length` counts the two special tokens."""
 
     kind: Literal["wordpiece", "sentencepiece"]
@@ -62,9 +46,10 @@ class TokenizerSettings(_Section):
     pad_id: int
     cls_id: int
     sep_id: int
+    mask_id: int
 
 
-class EngineFiles(_Section):
+class EngineFiles(Section):
     """Where one engine's model lies and which arrays `(rows, length)` it takes."""
 
     path: InnerPath
@@ -72,7 +57,7 @@ class EngineFiles(_Section):
     dtype: Literal["int32"]
 
 
-class Manifest(_Section):
+class Manifest(Section):
     """What `manifest.json` says; `files` maps each file's path to its SHA-256."""
 
     format: PositiveInt
@@ -81,7 +66,7 @@ class Manifest(_Section):
     created: str
     run: str
     data: str
-    heads: Annotated[dict[str, Head], Field(min_length=1)]
+    heads: Annotated[dict[str, AnyHead], Field(min_length=1)]
     tokenizer: TokenizerSettings
     engines: dict[str, EngineFiles]
     metrics: dict[str, dict[str, dict[str, float]]]
@@ -129,8 +114,9 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{file} must be JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise BundleError(f"{file} must hold an object with the number 'format': this is not a bundle")
-    if content["format"] > FORMAT:
-        raise BundleError(f"{file} has format {content['format']}; this server reads up to {FORMAT}: update the server")
+    if content["format"] != FORMAT:
+        advice = "update the server" if content["format"] > FORMAT else "export the run again"
+        raise BundleError(f"{file} has format {content['format']}; this server reads {FORMAT}: {advice}")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

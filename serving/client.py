@@ -22,14 +22,16 @@ class Client:
         self.timeout = timeout
         self._http = httpx.Client(base_url=self.address, timeout=timeout)
 
-    def classify(self, texts: Iterable[str]) -> list[dict[str, Any]]:
-        """For each text `{head: {"label": str, "probabilities": {label: float}}}`, in the order of the texts.
+    def classify(self, texts: Iterable[str], texts_b: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """For each text (or pair) an answer by head, `{"label": str, "probabilities": {label: float}}` or what its kind
+        says, in the order of the texts.
 
         Warns where the model read only a part of a text. Raises `ClientError`.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be a list of texts; got one text")
-        answer = self._post("/classify", {"texts": list(texts)})
+        if isinstance(texts, str) or isinstance(texts_b, str):
+            raise TypeError("texts and texts_b must be lists of texts; got one text")
+        pairs = {} if texts_b is None else {"texts_b": list(texts_b)}
+        answer = self._post("/classify", {"texts": list(texts), **pairs})
         if cut := sum(answer["truncated"]):
             warnings.warn(f"{cut} of {len(answer['truncated'])} texts are longer than the model reads", stacklevel=2)
         return answer["results"]

@@ -1,8 +1,9 @@
-"""Padded rows go in, each head's probabilities come out. One class per runtime; `open_engine` picks one.
+"""Padded rows go in, each head's numbers come out. One class per runtime; `open_engine` picks one.
 
 A runtime is imported by its own class alone, so that the server runs where only one of them is installed.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -10,12 +11,13 @@ import numpy as np
 
 from conf.errors import Problem
 from serving.bundle import Bundle
+from serving.heads import Head
 
 EngineName = Literal["auto", "savedmodel", "dummy"]
 
 
 class EngineError(Exception):
-    """The engine cannot be opened, or answered something that is no probability."""
+    """The engine cannot be opened, or answered something that its manifest does not say."""
 
     user_error = True
 
@@ -24,7 +26,7 @@ class Engine(Protocol):
     """Runs the model on arrays `(rows, length)` int32."""
 
     def predict(self, token_ids: np.ndarray, type_ids: np.ndarray, segment_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Probabilities `(rows, labels)` float32 by head; `segment_ids` is 1 on tokens and 0 on padding."""
+        """Numbers `Head.output_shape(rows, length)` float32 by head; `segment_ids` is 1 on tokens and 0 on padding."""
         ...
 
 
@@ -56,15 +58,23 @@ class SavedModelEngine:
 
 
 class DummyEngine:
-    """No model: probabilities that depend on each row's token ids alone, for trying and testing what surrounds one."""
+    """No model: numbers that depend on token ids alone, for trying and testing what surrounds one. Those of a row or
+    token add up to 1, as probabilities do."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self._heads = {name: len(head.labels) for name, head in bundle.manifest.heads.items()}
+        self._heads = bundle.manifest.heads
 
     def predict(self, token_ids: np.ndarray, type_ids: np.ndarray, segment_ids: np.ndarray) -> dict[str, np.ndarray]:
-        sums = (token_ids * segment_ids).sum(axis=1, dtype=np.int64)[:, None]
-        scores = {head: (sums + np.arange(labels)) % labels + 1.0 for head, labels in self._heads.items()}
-        return {head: (s / s.sum(axis=1, keepdims=True)).astype(np.float32) for head, s in scores.items()}
+        tokens = (token_ids * segment_ids).astype(np.int64)
+        return {name: self._numbers(head, tokens) for name, head in self._heads.items()}
+
+    @staticmethod
+    def _numbers(head: Head, tokens: np.ndarray) -> np.ndarray:
+        shape = head.output_shape(*tokens.shape)
+        sums = tokens.sum(axis=1, keepdims=True) if head.level == "text" else tokens.reshape(-1, 1)
+        count = math.prod(head.shape)
+        scores = (sums + np.arange(count)) % count + 1.0
+        return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32).reshape(shape)
 
 
 ENGINES: dict[str, Callable[[Bundle, int | None], Engine]] = {"savedmodel": SavedModelEngine, "dummy": DummyEngine}

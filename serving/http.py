@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, FailFast, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,23 +34,22 @@ TYPE = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 422: "inv
 log = logging.getLogger(__name__)
 
 
+# One fault is enough to refuse a body that may hold a million: hence fail_fast, and no extra="forbid".
+Texts = Annotated[list[str], Field(fail_fast=True)]
+
+
 class ClassifyRequest(BaseModel):
-    # One fault is enough to refuse a body that may hold a million: hence FailFast, and no extra="forbid".
     model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["A wonderful film."]}]})
 
-    texts: Annotated[list[str], FailFast()]
+    texts: Texts
+    texts_b: Texts | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, content: Any) -> Any:
         if isinstance(content, dict) and content.keys() - cls.model_fields.keys():
-            raise PydanticCustomError("unknown_key", "Only the key texts is known")
+            raise PydanticCustomError("unknown_key", "Only the keys texts and texts_b are known")
         return content
-
-
-class Classification(BaseModel):
-    label: str
-    probabilities: dict[str, float]
 
 
 class Model(BaseModel):
@@ -59,9 +58,15 @@ class Model(BaseModel):
 
 
 class ClassifyResponse(BaseModel):
-    """One result and one `truncated` a text; `truncated` says that the model read only a part of the text."""
+    """One result and one `truncated` a text (or pair); `truncated` says that the model read only a part of it.
 
-    results: list[dict[str, Classification]]
+    A result holds an answer by head. Classification says `label` and `probabilities`, multilabel `labels` and
+    `probabilities`, regression `value`, tagging `spans` (each `type`, `start`, `end`, `text`, `score`; places count
+    characters), vector `vector`, similarity `similarity` of a pair and `vector` of a text, and mlm `masks`: for each
+    [MASK] in the text the best guesses (`token`, `probability`).
+    """
+
+    results: list[dict[str, dict[str, Any]]]
     truncated: list[bool]
     model: Model
 
@@ -87,9 +92,9 @@ def create_app(service: Service, body_limit: int) -> FastAPI:
 
     @app.post("/classify", response_model=ClassifyResponse, responses=errors)
     async def classify(request: ClassifyRequest) -> dict[str, Any]:
-        """Every head's label and probabilities for every text."""
-        answer = await service.classify(request.texts)
-        return {"results": answer.results, "truncated": answer.truncated, "model": model}
+        """What every head that reads texts says of every text; with texts_b, every head that reads pairs."""
+        answers = await service.classify(request.texts, request.texts_b)
+        return {"results": answers.results, "truncated": answers.truncated, "model": model}
 
     @app.get("/livez")
     async def livez() -> dict[str, bool]:

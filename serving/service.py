@@ -1,23 +1,25 @@
-"""Texts go in, each head's label and probabilities come out: what every protocol of the server calls.
+"""Texts go in, what each head says of them comes out: what every protocol of the server calls.
 
 Tokenising runs beside inference; inference has one thread of its own, so the event loop stays free meanwhile.
 """
 
 import asyncio
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from serving.bundle import Bundle, Head
+from serving.bundle import Bundle
 from serving.config import LimitsConfig
 from serving.engines import Engine, EngineError
-from serving.tokenizer import PaddedRows, Tokenizer
+from serving.heads import Answer, Head, Reads, Seen
+from serving.rows import Row, pad
+from serving.tokenizer import Tokenizer
 
-Result = dict[str, dict[str, Any]]
-"""One text's answers: {head: {"label": str, "probabilities": {label: float}}}."""
+Result = dict[str, Answer]
+"""One text's answers by head (`serving.heads`): {head: {"label": str, "probabilities": {label: float}}, …}."""
 
 
 class TextError(ValueError):
@@ -29,8 +31,8 @@ class TooManyTexts(ValueError):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One result a text, in the order of the texts, and whether the model read only a part of the text."""
+class Answers:
+    """One result a text (or pair), in the order of the texts, and whether the model read only a part of the text."""
 
     results: list[Result]
     truncated: list[bool]
@@ -48,24 +50,55 @@ class Service:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._works = False
 
-    async def classify(self, texts: Sequence[str]) -> Answer:
-        """Answers for one request's texts.
+    async def classify(self, texts: Sequence[str], texts_b: Sequence[str] | None = None) -> Answers:
+        """Answers for one request's texts, or pairs where `texts_b` is given.
 
-        Raises `TooManyTexts` and `TextError` for what the limits refuse, `EngineError` where the model fails.
+        Raises `TooManyTexts` and `TextError` for what the limits refuse or no head reads, `EngineError` where the model
+        fails.
         """
-        self._check(texts)
-        rows = await asyncio.to_thread(self._tokenizer.encode, texts)
-        results: dict[int, Result] = {}
-        for batch in plan_batches([len(row.ids) for row in rows], self._batch_tokens):
-            # One batch at a time: a large request leaves the thread to others in between.
-            outputs = await self._predict(self._tokenizer.pad([rows[index] for index in batch]))
-            results.update(zip(batch, _results(self.manifest.heads, outputs), strict=True))
-        return Answer([results[index] for index in range(len(texts))], [row.truncated for row in rows])
+        self._check(texts, texts_b)
+        answers = Answers([{} for _ in texts], [False] * len(texts))
+        for way, heads in self._ways(texts_b is not None).items():
+            read = await asyncio.to_thread(self._tokenizer.read, way, texts, texts_b)
+            for batch in plan_batches(list(map(_padded_tokens, read)), self._batch_tokens):
+                # One batch at a time: a large request leaves the thread to others in between.
+                chosen = [read[index] for index in batch]
+                outputs = await self._predict(list(itertools.chain(*chosen)))
+                found = await asyncio.to_thread(self._decode, heads, chosen, outputs)
+                for index, rows, result in zip(batch, chosen, found, strict=True):
+                    answers.results[index].update(result)
+                    answers.truncated[index] |= any(row.truncated for row in rows)
+        return answers
+
+    def _ways(self, pairs: bool) -> dict[Reads, list[str]]:
+        """The ways in which heads read texts (or pairs), and the heads of each."""
+        ways: dict[Reads, list[str]] = {}
+        for name, head in self.manifest.heads.items():
+            if head.reads == "apart" or (head.reads == "pair") == pairs:
+                ways.setdefault("text" if head.reads == "apart" and not pairs else head.reads, []).append(name)
+        if "words" in ways and self._tokenizer.words_keep_ids:
+            ways["words"] += ways.pop("text", [])
+        return ways
+
+    def _decode(
+        self, heads: Sequence[str], read: Sequence[Sequence[Row]], outputs: dict[str, np.ndarray]
+    ) -> list[Result]:
+        """What the heads say of the texts whose rows are `read`, from their outputs for all rows."""
+        starts = itertools.accumulate(map(len, read), initial=0)
+        return [
+            {
+                name: self.manifest.heads[name].answer(
+                    Seen(rows, outputs[name][start : start + len(rows)] if rows else (), self._tokenizer.token)
+                )
+                for name in heads
+            }
+            for rows, start in zip(read, starts, strict=False)
+        ]
 
     async def warm_up(self) -> None:
         """Runs one row of full length; raises `EngineError` where the model does not answer as its manifest says."""
-        row = np.full((1, self.manifest.tokenizer.max_length), self.manifest.tokenizer.pad_id, np.int32)
-        await self._predict(PaddedRows(row, np.zeros_like(row), np.ones_like(row)))
+        settings = self.manifest.tokenizer
+        await self._predict([Row(np.full(settings.max_length, settings.pad_id, np.int32), False)])
 
     async def is_ready(self) -> bool:
         """Whether the model answers: the last prediction succeeded, or one made now does."""
@@ -76,20 +109,30 @@ class Service:
                 return False
         return True
 
-    def _check(self, texts: Sequence[str]) -> None:
+    def _check(self, texts: Sequence[str], texts_b: Sequence[str] | None) -> None:
         if len(texts) > self._limits.texts:
             raise TooManyTexts(f"texts must be at most {self._limits.texts} in a request; got {len(texts)}")
         if not texts:
             raise TextError("texts must hold at least one text; got none")
-        for index, text in enumerate(texts):
-            if fault := _fault(text, self._limits.characters):
-                raise TextError(f"texts.{index} must {fault}")
+        if texts_b is not None and len(texts_b) != len(texts):
+            raise TextError(f"texts_b must hold as many texts as texts, {len(texts)}; got {len(texts_b)}")
+        if not self._ways(texts_b is not None):
+            rule = "be given: the model reads pairs" if texts_b is None else "be left out: the model reads single texts"
+            raise TextError(f"texts_b must {rule}")
+        for key, column in {"texts": texts, "texts_b": texts_b or ()}.items():
+            for index, text in enumerate(column):
+                if fault := _fault(text, self._limits.characters):
+                    raise TextError(f"{key}.{index} must {fault}")
 
-    async def _predict(self, rows: PaddedRows) -> dict[str, np.ndarray]:
+    async def _predict(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        """The heads' outputs for the rows; none for no rows."""
+        if not rows:
+            return {}
+        padded = pad(rows, self.manifest.tokenizer.pad_id)
         loop = asyncio.get_running_loop()
         try:
-            outputs = await loop.run_in_executor(self._thread, self._engine.predict, *rows)
-            check_outputs(outputs, self.manifest.heads, len(rows.token_ids))
+            outputs = await loop.run_in_executor(self._thread, self._engine.predict, *padded)
+            check_outputs(outputs, self.manifest.heads, *padded.token_ids.shape)
         except Exception:
             self._works = False
             raise
@@ -122,25 +165,17 @@ def plan_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     return batches
 
 
-def check_outputs(outputs: dict[str, np.ndarray], heads: dict[str, Head], rows: int) -> None:
-    """Raises `EngineError` unless every head has finite numbers of shape `(rows, labels)`."""
+def check_outputs(outputs: dict[str, np.ndarray], heads: Mapping[str, Head], rows: int, length: int) -> None:
+    """Raises `EngineError` unless every head has finite numbers of its shape for rows of that length."""
     for name, head in heads.items():
         if name not in outputs:
             raise EngineError(f"the model must have an output for head {name}; it has {', '.join(outputs) or 'none'}")
-        if outputs[name].shape != (rows, len(head.labels)):
-            raise EngineError(
-                f"head {name} must give {rows} x {len(head.labels)} probabilities; got shape {outputs[name].shape}"
-            )
+        if outputs[name].shape != (shape := head.output_shape(rows, length)):
+            raise EngineError(f"head {name} must give numbers of shape {shape}; got shape {outputs[name].shape}")
         if not np.isfinite(outputs[name]).all():
-            raise EngineError(f"head {name} must give finite probabilities; got NaN or infinity")
+            raise EngineError(f"head {name} must give finite numbers; got NaN or infinity")
 
 
-def _results(heads: dict[str, Head], outputs: dict[str, np.ndarray]) -> list[Result]:
-    answers = {
-        name: [
-            {"label": head.labels[best], "probabilities": dict(zip(head.labels, row, strict=True))}
-            for best, row in zip(outputs[name].argmax(axis=1), outputs[name].tolist(), strict=True)
-        ]
-        for name, head in heads.items()
-    }
-    return [dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)]
+def _padded_tokens(rows: Sequence[Row]) -> int:
+    """How many tokens the rows of one text take side by side."""
+    return len(rows) * max((len(row.ids) for row in rows), default=0)

@@ -1,29 +1,36 @@
-"""Texts go in, token ids come out: the same ids, cut the same way, as the bundle's own "text" signature.
+"""Texts go in, rows of token ids come out: the same ids, cut the same way, as in training.
 
 Ids come from the Rust `tokenizers` library or from `sentencepiece`; special tokens and truncation are added here.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from serving.bundle import Bundle
+from serving.heads import Reads
+from serving.rows import Row
+from spans.words import words
+
+MASK = "[MASK]"
+LINE_BREAKS = str.maketrans("\t\n\r", "   ")  # training reads texts of one line
+T = TypeVar("T")
+Pieces = list[tuple[int, int]]  # tokens: id, and the number of the word that it begins, else -1
 
 
-class Encoded(NamedTuple):
-    """One text: `ids` is `(length,)` int32 with [CLS] and [SEP]; `truncated` tells whether tokens were cut."""
+class Vocabulary(Protocol):
+    """A tokenizer's library."""
 
-    ids: np.ndarray
-    truncated: bool
+    def split(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text."""
+        ...
 
+    def split_words(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
+        """The tokens of each text, given as its words."""
+        ...
 
-class PaddedRows(NamedTuple):
-    """Rows as an engine reads them, each array `(rows, longest)` int32; `segment_ids` is 1 on tokens, 0 on padding."""
-
-    token_ids: np.ndarray
-    type_ids: np.ndarray
-    segment_ids: np.ndarray
+    def token(self, token_id: int) -> str: ...
 
 
 class Tokenizer:
@@ -31,45 +38,142 @@ class Tokenizer:
 
     def __init__(self, bundle: Bundle) -> None:
         self.settings = bundle.manifest.tokenizer
-        self._split = _rust(bundle) if self.settings.kind == "wordpiece" else _sentencepiece(bundle)
+        vocabulary = WordPiece if self.settings.kind == "wordpiece" else SentencePiece
+        self._vocabulary: Vocabulary = vocabulary(bundle)
+        self.token = self._vocabulary.token
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """One `Encoded` a text, in the order of the texts."""
-        budget = self.settings.max_length - 2
+    @property
+    def words_keep_ids(self) -> bool:
+        """Whether a text has the same ids when it is read word by word."""
+        return self.settings.kind == "wordpiece"
+
+    def read(self, reads: Reads, texts: Sequence[str], texts_b: Sequence[str] | None = None) -> list[list[Row]]:
+        """The rows of each text, or pair, read as `Head.reads` says."""
+        if reads == "apart" and texts_b is not None:
+            return self.apart(texts, texts_b)
+        if reads == "masks":
+            return [[self.masked(text)] if MASK in text else [] for text in texts]
+        if reads == "pair":
+            return [[row] for row in self.pairs(texts, texts_b or ())]
+        return [[row] for row in (self.words if reads == "words" else self.texts)(texts)]
+
+    def texts(self, texts: Sequence[str]) -> list[Row]:
+        """A row for each text."""
+        return [self._row(ids) for ids in self._vocabulary.split(_lines(texts))]
+
+    def words(self, texts: Sequence[str]) -> list[Row]:
+        """A row for each text, read word by word."""
+        found = [words(text) for text in texts]
         rows = []
-        for ids in self._split(list(texts)):
-            kept = truncate(ids, budget, self.settings.truncation)
-            row = np.array([self.settings.cls_id, *kept, self.settings.sep_id], np.int32)
-            rows.append(Encoded(row, len(ids) > budget))
+        split = self._vocabulary.split_words([[word for word, _, _ in each] for each in found])
+        for text, known, pieces in zip(texts, found, split, strict=True):
+            kept = self._cut(pieces, self.settings.max_length - 2)
+            begun = [(place, known[word]) for place, (_, word) in enumerate(kept, start=1) if word >= 0]
+            ids, cut = self._framed([token for token, _ in kept]), len(kept) < len(pieces)
+            rows.append(Row(ids, cut, None, text, [word for _, word in begun], [place for place, _ in begun]))
         return rows
 
-    def pad(self, rows: Sequence[Encoded]) -> PaddedRows:
-        """The rows side by side, filled up with `pad_id` to the longest of them."""
-        shape = (len(rows), max(len(row.ids) for row in rows))
-        token_ids, segment_ids = np.full(shape, self.settings.pad_id, np.int32), np.zeros(shape, np.int32)
-        for index, (ids, _) in enumerate(rows):
-            token_ids[index, : len(ids)] = ids
-            segment_ids[index, : len(ids)] = 1
-        return PaddedRows(token_ids, np.zeros(shape, np.int32), segment_ids)
+    def masked(self, text: str) -> Row:
+        """A row for a text in which the literal [MASK] is the mask."""
+        first, *others = self._vocabulary.split(_lines(text.split(MASK)))
+        row = self._row(first + [token for ids in others for token in (self.settings.mask_id, *ids)])
+        return Row(row.ids, row.truncated, places=np.flatnonzero(row.ids == self.settings.mask_id).tolist())
+
+    def pairs(self, texts: Sequence[str], texts_b: Sequence[str]) -> list[Row]:
+        """A row for each pair."""
+        rows = []
+        for first, second, cut in self._cut_pairs(texts, texts_b, special=3):
+            ids = self._framed([*first, self.settings.sep_id, *second])
+            rows.append(Row(ids, cut, second=len(first) + 2))
+        return rows
+
+    def apart(self, texts: Sequence[str], texts_b: Sequence[str]) -> list[list[Row]]:
+        """Two rows for each pair."""
+        cuts = self._cut_pairs(texts, texts_b, special=4)
+        return [[Row(self._framed(ids), cut) for ids in (first, second)] for first, second, cut in cuts]
+
+    def _row(self, ids: list[int]) -> Row:
+        kept = self._cut(ids, self.settings.max_length - 2)
+        return Row(self._framed(kept), len(kept) < len(ids))
+
+    def _cut_pairs(
+        self, texts: Sequence[str], texts_b: Sequence[str], special: int
+    ) -> list[tuple[list[int], list[int], bool]]:
+        """The ids of both texts of each pair, cut to leave room for `special` tokens: the longer gives way first."""
+        both = self._vocabulary.split(_lines([*texts, *texts_b]))
+        budget, pairs = self.settings.max_length - special, []
+        for first, second in zip(both[: len(texts)], both[len(texts) :], strict=True):
+            shorter = min(len(first), len(second), budget // 2)
+            longer = min(max(len(first), len(second)), budget - shorter)
+            kept = (shorter, longer) if len(first) <= len(second) else (longer, shorter)
+            cut = sum(kept) < len(first) + len(second)
+            pairs.append((self._cut(first, kept[0]), self._cut(second, kept[1]), cut))
+        return pairs
+
+    def _cut(self, tokens: list[T], budget: int) -> list[T]:
+        return truncate(tokens, budget, self.settings.truncation)
+
+    def _framed(self, ids: list[int]) -> np.ndarray:
+        return np.array([self.settings.cls_id, *ids, self.settings.sep_id], np.int32)
 
 
-def truncate(ids: list[int], budget: int, truncation: str) -> list[int]:
-    """At most `budget` ids: the first (head), the last (tail), or a quarter from the start, the rest from the end."""
-    if len(ids) <= budget:
-        return ids
+def truncate(tokens: list[T], budget: int, truncation: str) -> list[T]:
+    """At most `budget` tokens: the first, the last, or a quarter from the start and the rest from the end."""
+    if len(tokens) <= budget:
+        return tokens
     # A quarter of all 512 tokens is 128, and leaves 382 (https://arxiv.org/abs/1905.05583, section 5.3.1).
     start = {"head": budget, "tail": 0, "head_tail": (budget + 2) // 4}[truncation]
-    return ids[:start] + ids[len(ids) - (budget - start) :]
+    return tokens[:start] + tokens[len(tokens) - (budget - start) :]
 
 
-def _rust(bundle: Bundle) -> Callable[[list[str]], list[list[int]]]:
-    from tokenizers import Tokenizer as RustTokenizer
+class WordPiece:
+    """The Rust library with the bundle's tokenizer.json."""
 
-    rust = RustTokenizer.from_file(str(bundle.file("tokenizer/tokenizer.json")))
-    return lambda texts: [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=False)]
+    def __init__(self, bundle: Bundle) -> None:
+        from tokenizers import Tokenizer as RustTokenizer
+
+        self._rust = RustTokenizer.from_file(str(bundle.file("tokenizer/tokenizer.json")))
+
+    def split(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def split_words(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
+        # The fast one would not tell the words.
+        encodings = self._rust.encode_batch(list(texts), is_pretokenized=True, add_special_tokens=False)
+        return [_begun(encoding.ids, encoding.word_ids) for encoding in encodings]
+
+    def token(self, token_id: int) -> str:
+        return self._rust.id_to_token(token_id) or ""
 
 
-def _sentencepiece(bundle: Bundle) -> Callable[[list[str]], list[list[int]]]:
-    from sentencepiece import SentencePieceProcessor
+class SentencePiece:
+    """The `sentencepiece` library with the bundle's model."""
 
-    return SentencePieceProcessor(model_file=str(bundle.file("tokenizer/spm.model"))).encode
+    def __init__(self, bundle: Bundle) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self._model = SentencePieceProcessor(model_file=str(bundle.file("tokenizer/spm.model")))
+        self.split = self._model.encode
+
+    def split_words(self, texts: Sequence[Sequence[str]]) -> list[Pieces]:
+        rows = []
+        for text in texts:
+            pieces = self._model.encode(list(text))
+            owners = [number for number, ids in enumerate(pieces) for _ in ids]
+            rows.append(_begun([token for ids in pieces for token in ids], owners))
+        return rows
+
+    def token(self, token_id: int) -> str:
+        return self._model.id_to_piece(token_id)
+
+
+def _begun(ids: Sequence[int], owners: Sequence[int | None]) -> Pieces:
+    """The tokens, each with its word's number where it is the word's first."""
+    return [
+        (token, -1 if owner is None or owner == last else owner)
+        for token, owner, last in zip(ids, owners, [None, *owners], strict=False)
+    ]
+
+
+def _lines(texts: Sequence[str]) -> list[str]:
+    return [text.translate(LINE_BREAKS) for text in texts]

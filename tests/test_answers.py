@@ -1,4 +1,4 @@
-"""What a finished run is for: evaluate, predict, embed, export, serve; all of them give the same probabilities."""
+"""What a finished run is for: predict, embed, export, serve; all of them give the same probabilities."""
 
 import gzip
 import json
@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import bert_mtl
-from bert_mtl.config import EmbedConfig, EvaluateConfig, PredictConfig
+from bert_mtl.config import EmbedConfig, PredictConfig
 from bert_mtl.embed import Embedder, embed
-from bert_mtl.evaluate import evaluate
 from bert_mtl.export import write_bundle
 from bert_mtl.predict import Predictor, predict
 from bert_mtl.runs import RunError, open_run
@@ -86,27 +85,6 @@ def test_a_bad_line_leaves_no_answers_behind(toy_run, tmp_path):
     with pytest.raises(DataError, match=r"in\.txt:2: the text must be UTF-8; got byte 0xe9 at offset 8 of the file"):
         predict(config)
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
-
-
-def test_evaluation_agrees_with_training_and_stands_beside_a_baseline(toy_run, tmp_path):
-    trained = json.loads((toy_run / "metrics.json").read_text())["test"]["imdb"]
-    output = tmp_path / "report.json"
-    config = EvaluateConfig(run=str(toy_run), part="test", batch_size=8, errors=3, baseline=True, output=str(output))
-    report = evaluate(config)["imdb"]
-    assert report["accuracy"] == trained["accuracy"] and report["loss"] == pytest.approx(trained["loss"], abs=1e-5)
-    assert np.trace(report["confusion"]) / np.sum(report["confusion"]) == report["accuracy"]
-    assert report["baseline"]["accuracy"] == 1.0
-    assert sum(group["examples"] for group in report["by_length"]) == report["examples"] == 32
-    assert json.loads(output.read_text())["heads"]["imdb"]["auc"] == report["auc"]
-
-
-def test_data_split_in_another_way_than_the_runs_is_refused(toy_run):
-    data = open_run(toy_run).config.data.model_copy(update={"test_fraction": 0.5})
-    config = EvaluateConfig(
-        run=str(toy_run), data=data, part="test", batch_size=8, errors=3, baseline=False, output=None
-    )
-    with pytest.raises(ConfigError, match=r"data\.test_fraction must be the run's, 0.1; got 0.5"):
-        evaluate(config)
 
 
 @pytest.mark.parametrize(("pooling", "width"), [("cls", 32), ("mean", 32), ("max", 32), ("mean_max", 64)])

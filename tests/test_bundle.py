@@ -16,7 +16,14 @@ from serving.engines import ENGINES, EngineError, EngineName, open_engine
 from serving.tokenizer import Tokenizer, truncate
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film", "##s", "very", "!", "[", "]", "sep"]
-HEADS = {"imdb": {"kind": "classification", "labels": ["neg", "pos"]}}
+
+
+def head(kind: str, shape: list[int], **more: object) -> dict:
+    """What a manifest says of a head; of a kind that answers for a text, unless `more` says another."""
+    return {"kind": kind, "task": "tiny", "level": "text", "reads": "text", "shape": shape} | more
+
+
+HEADS = {"imdb": head("classification", [2], labels=["neg", "pos"])}
 
 
 def write_bundle(folder: Path, *, heads: dict = HEADS, engines: dict | None = None, **tokenizer: object) -> Path:
@@ -29,8 +36,8 @@ def write_bundle(folder: Path, *, heads: dict = HEADS, engines: dict | None = No
     settings = {"kind": "wordpiece", "lowercase": True, "max_length": 8, "truncation": "head"}
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
     manifest = {
-        "format": 1, "name": "tiny", "version": "1", "created": "2026-01-01T00:00:00Z", "run": "runs/tiny",
-        "data": "sample", "heads": heads, "tokenizer": settings | {"pad_id": 0, "cls_id": 2, "sep_id": 3} | tokenizer,
+        "format": 2, "name": "tiny", "version": "1", "created": "2026-01-01T00:00:00Z", "run": "runs/tiny",
+        "data": "sample", "heads": heads, "tokenizer": settings | {"pad_id": 0, "cls_id": 2, "sep_id": 3, "mask_id": 4} | tokenizer,
         "engines": engines or {}, "metrics": {"dev": {"imdb": {"accuracy": 0.9}}}, "versions": {"tensorflow": "2.21.0"},
         "files": {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files},
     }  # fmt: skip

@@ -50,7 +50,7 @@ class TestSettings:
             head_settings({"kind": "mlm", "rate": rate})
 
     def test_examples_need_no_label(self, head):
-        assert (head.level, head.labelled, head.metric) == ("mask", False, "accuracy")
+        assert (head.level, head.metric) == ("mask", "accuracy")
 
 
 class TestLayer:

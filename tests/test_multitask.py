@@ -18,7 +18,8 @@ from bert_mtl.runs import weights_of
 from bert_mtl.tasks import Task, make_tasks
 from bert_mtl.weighting import make_weighting
 
-VOCABULARY, LONGEST, ROW, CLS, SEP, MASK = 30, 8, 20, 2, 3, 4
+VOCABULARY, CLS, SEP, MASK = 30, 2, 3, 4
+LONGEST, ROW, ROWS = 8, 20, 18  # tokens of an example and of a packed row; rows, the same for all batches
 ENCODER = EncoderConfig(VOCABULARY, 16, 2, 2, 24, max_positions=LONGEST, dropout=0.0, attention_dropout=0.0)
 SETTINGS = {
     "weights": None,
@@ -76,16 +77,16 @@ def model_of(tasks: dict[str, Task], **settings) -> MultiTaskModel:
 def examples_of(tasks: dict[str, Task], numbers: list[int], seed: int = 3) -> Window:
     """An example for each entry of `numbers`, that of its task; every head's label is there."""
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(5, LONGEST + 1, len(numbers))
+    lengths = rng.integers(6, LONGEST + 1, len(numbers))
     splits = np.concatenate([[0], np.cumsum(lengths)])
     ids = rng.integers(MASK + 1, VOCABULARY, splits[-1]).astype(np.int32)
     ids[splits[:-1]], ids[splits[1:] - 1] = CLS, SEP
     by_number = list(tasks.values())
     pair = np.array([by_number[number].name in ("alike", "meaning") for number in numbers])
-    second = np.where(pair, 2, lengths)
-    ids[splits[:-1][pair] + 1] = SEP  # a first text of no word: its [SEP] comes at once
+    second = np.where(pair, 3, lengths)
+    ids[splits[:-1][pair] + 2] = SEP  # behind a first text of one word
     separate = np.array([by_number[number].separate for number in numbers])
-    ids[splits[:-1][separate] + 2] = CLS
+    ids[splits[:-1][separate] + 3] = CLS
     labels, token_labels = {}, {}
     for spec in specs_of(tasks):
         mine = np.array(numbers) == spec.task
@@ -118,7 +119,7 @@ def batch_of(tasks: dict[str, Task], window: Window, packed: bool = True) -> dic
     else:
         batch = Batch(np.arange(count), np.arange(count))
     separate = tuple(task.separate for task in tasks.values())
-    layout = Layout(count, 2 * count, tuple(specs_of(tasks)), separate, ROW if packed else LONGEST)
+    layout = Layout(ROWS, 2 * ROWS, tuple(specs_of(tasks)), separate, ROW if packed else LONGEST)
     arrays = assemble(window, batch, layout, np.random.default_rng(0))
     for task in tasks.values():
         for head in task.heads.values():
@@ -129,9 +130,11 @@ def batch_of(tasks: dict[str, Task], window: Window, packed: bool = True) -> dic
 
 def hide(arrays: dict, name: str, task: int, window: Window) -> dict:
     segments = np.flatnonzero(arrays["task"] == task)
-    first, lengths = arrays["first_token"][segments], window.lengths[arrays["index"][segments]]
+    lengths = dict(zip(window.index, window.lengths, strict=True))
+    first = arrays["first_token"][segments]
+    lengths = np.array([lengths[index] for index in arrays["index"][segments]], int)
     places = np.concatenate([first + 1, first + lengths - 2])
-    places = np.pad(places, (0, 2 * len(window.task) - len(places)))
+    places = np.pad(places, (0, 2 * ROWS - len(places)))
     weights = (places > 0).astype(np.float32)
     ids = arrays["token_ids"].copy()
     labels = ids.flat[places] * (places > 0)
@@ -154,7 +157,7 @@ def step(model: MultiTaskModel, batch: dict) -> tuple[dict[str, float], dict[str
 
 def graph(model: MultiTaskModel):
     if not hasattr(model, "traced_step"):
-        model.traced_step = tf.function(model.train_step, reduce_retracing=True)
+        model.traced_step = tf.function(model.train_step, autograph=False, reduce_retracing=True)
     return model.traced_step
 
 
@@ -186,9 +189,7 @@ def batch(tasks, window) -> dict[str, tf.Tensor]:
 # Rows.
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_packed_and_padded_rows_give_the_same_losses_and_gradients(pooling, tasks, window, batch):
-    model = model_of(tasks, pooling=pooling)
+def test_packed_and_padded_rows_give_the_same_losses_and_gradients(tasks, model, window, batch):
     packed, by_packing = step(model, batch)
     padded, by_padding = step(model, batch_of(tasks, window, packed=False))
     assert set(packed) == {"loss", *(f"{name}_loss" for name in NAMES)}
@@ -244,21 +245,14 @@ def test_one_task_alone_has_the_plain_mean_for_its_loss_times_the_head_s_weight(
 
 
 @pytest.mark.parametrize("absent", NAMES)
-def test_a_head_without_examples_costs_nothing_and_its_layer_stays(absent, tasks, model, window, batch):
+def test_a_head_without_examples_costs_nothing_and_its_layer_stays(absent, tasks, model, window):
     there = window.take(np.flatnonzero(window.task != TASK_OF[absent]))
-    few = batch_of(tasks, there)
-    padded = {key: values if key in ("examples",) else grown(values, batch[key]) for key, values in few.items()}
-    losses, gradients = step(model, padded)
+    losses, gradients = step(model, batch_of(tasks, there))
     assert losses[f"{absent}_loss"] == 0
     own = [path for path in gradients if path.startswith(f"{absent}/")]
     assert own or absent == "meaning"  # which has no variables of its own
     assert all(not gradients[path].any() for path in own)
     assert np.isfinite(losses["loss"]) and losses["loss"] > 0
-
-
-def grown(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Padded to the shape of the whole batch's array: so the step need not be traced again."""
-    return values
 
 
 def test_labels_that_do_not_count_change_nothing_whatever_they_are(tasks, model, batch):
@@ -298,26 +292,25 @@ def test_heads_that_share_a_layer_both_teach_it_and_it_is_saved_once():
     assert np.abs(of(two, "one/")).max() > 0
 
 
-@pytest.mark.parametrize("kept", ["heads", "last:1"])
-@pytest.mark.parametrize("task", ["mood", "hidden"])
-def test_a_task_leaves_the_blocks_that_it_may_not_change_to_the_others(task, kept):
-    heads = {name: HEADS[name] for name in (task, "alike")}
-    tasks = tasks_of(heads, **{task: kept})
+def test_each_task_leaves_the_blocks_that_it_may_not_change_to_the_others():
+    tasks = tasks_of({name: HEADS[name] for name in ("mood", "hidden", "alike")}, mood="heads", hidden="last:1")
     model = model_of(tasks)
-    window = examples_of(tasks, [0, 0, 1, 0])
+    window = examples_of(tasks, [0, 1, 2, 0])
     _, mixed = step(model, batch_of(tasks, window))
-    _, alone = step(model, batch_of(tasks, window.take(np.array([2]))))
-    frozen = ["encoder/embeddings/", "encoder/layer_0/", *(["encoder/layer_1/"] if kept == "heads" else [])]
-    np.testing.assert_allclose(of(mixed, *frozen), of(alone, *frozen) / 4, atol=1e-6)
-    assert np.abs(of(mixed, f"{task}/")).max() > 0
-    upper = np.abs(of(mixed, "encoder/layer_1/") - of(alone, "encoder/layer_1/") / 4).max()
-    assert (upper > 1e-3) == (kept == "last:1")
+    _, mood = step(model, batch_of(tasks, window.take(np.array([0, 3]))))
+    _, hidden = step(model, batch_of(tasks, window.take(np.array([1]))))
+    _, alike = step(model, batch_of(tasks, window.take(np.array([2]))))
+    below, top = ("encoder/embeddings/", "encoder/layer_0/"), "encoder/layer_1/"
+    assert not of(mood, "encoder/").any() and of(mood, "mood/").any()
+    assert not of(hidden, *below).any() and of(hidden, top).any() and of(hidden, "hidden/").any()
+    np.testing.assert_allclose(of(mixed, *below), of(alike, *below) / 4, atol=1e-6)
+    np.testing.assert_allclose(of(mixed, top), of(alike, top) / 4 + of(hidden, top) / 4, atol=1e-6)
+    assert of(alike, *below).any()
 
 
-@pytest.mark.parametrize(("trainable", "learns"), [("heads", set()), ("last:1", {"layer_1"})])
-def test_frozen_weights_stay_as_they_are_also_from_weight_decay(trainable, learns):
+def test_frozen_weights_stay_as_they_are_also_from_weight_decay():
     tasks = tasks_of({"mood": HEADS["mood"]})
-    model = model_of(tasks, trainable=trainable)
+    model = model_of(tasks, trainable="last:1")
     optimizer = OptimizerConfig(
         learning_rate=0.1, head_learning_rate=None, layer_decay=None, warmup_fraction=0, weight_decay=0.1,
         clip_norm=1, accumulate=1, ema=None,
@@ -326,8 +319,8 @@ def test_frozen_weights_stay_as_they_are_also_from_weight_decay(trainable, learn
     before = {variable.path: variable.numpy() for variable in model.weights}
     graph(model)(batch_of(tasks, examples_of(tasks, [0] * 4)))
     changed = {v.path for v in model.weights if not np.array_equal(v.numpy(), before[v.path])}
-    assert {path.split("/")[1] for path in changed if path.startswith("encoder/")} == learns
-    assert {path.split("/")[0] for path in changed} - {"encoder"} == {"mood", "mood_topics"}
+    assert {path.split("/")[1] for path in changed if path.startswith("encoder/")} == {"layer_1"}
+    assert {path.split("/")[0] for path in changed} == {"encoder", "mood", "mood_topics"}
 
 
 # Other arithmetic.
@@ -352,5 +345,5 @@ def test_the_step_of_all_kinds_compiled_by_xla_has_the_same_losses(tasks, model,
     exact, _ = step(model, batch)
     compiled = model_of(tasks)
     compiled.compile(keras.optimizers.SGD(1.0), jit_compile=True)
-    done = compiled.fit(tf.data.Dataset.from_tensors(batch), epochs=1, verbose=0).history
+    done = compiled.fit(tf.data.Dataset.from_tensors(batch), shuffle=False, verbose=0).history
     assert {name: values[0] for name, values in done.items()} == pytest.approx(exact, abs=1e-5)

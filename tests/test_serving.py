@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from test_bundle import saved_model, write_bundle  # noqa: F401
+from test_bundle import head, saved_model, write_bundle  # noqa: F401
 
 from conf.entry import validate
 from serving.bundle import load_bundle
@@ -32,8 +32,8 @@ from serving.service import Service, TextError, plan_batches
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = LimitsConfig(texts=50, characters=100, body=10_000)
 TWO_HEADS = {
-    "imdb": {"kind": "classification", "labels": ["neg", "pos"]},
-    "topic": {"kind": "classification", "labels": ["art", "sport", "world"]},
+    "imdb": head("classification", [2], labels=["neg", "pos"]),
+    "topic": head("classification", [3], labels=["art", "sport", "world"]),
 }
 
 
@@ -156,7 +156,7 @@ def test_the_saved_model_answers_over_http(saved_model):  # noqa: F811
         ({"texts": ["a"] * 51}, 413, "texts must be at most 50 in a request; got 51"),
         ({"texts": ["a", 3]}, 422, "texts.1: Input should be a valid string; got 3"),
         ({"texts": "good"}, 422, "texts: Input should be a valid list; got 'good'"),
-        ({"text": "good"}, 422, "the body: Only the key texts is known; got {'text': 'good'}"),
+        ({"text": "good"}, 422, "the body: Only the keys texts and texts_b are known; got {'text': 'good'}"),
         ({}, 422, "texts: Field required"),
         ([], 422, "the body: Input should be a valid dictionary or object to extract fields from; got []"),
     ],
@@ -225,9 +225,9 @@ def test_a_failing_model_gives_500_and_readiness_tells_the_truth(folder):
 
 
 def test_a_model_that_contradicts_its_manifest_fails_at_warm_up(folder):
-    three = {"imdb": {"kind": "classification", "labels": ["a", "b", "c"]}}
+    three = {"imdb": head("classification", [3], labels=["a", "b", "c"])}
     other = load_bundle(write_bundle(folder.parent / "three_labels", heads=three))
-    with pytest.raises(EngineError, match=r"head imdb must give 1 x 2 probabilities; got shape \(1, 3\)"):
+    with pytest.raises(EngineError, match=r"head imdb must give numbers of shape \(1, 2\); got shape \(1, 3\)"):
         asyncio.run(service_around(DummyEngine(other), folder).warm_up())
     with pytest.raises(TextError):
         asyncio.run(service_around(DummyEngine(other), folder).classify([""]))

@@ -66,7 +66,9 @@ def negative_log_likelihood(
         return ops.sum(chosen * (chains.emissions + ends)) + ops.sum(pairs * transitions)
 
     given = score(chains.gold, _products(chains.gold[:, :-1] * chains.linked, chains.gold[:, 1:]))
-    chosen, pairs, log_partition = map(ops.stop_gradient, expectations(chains, transitions, start, end))
+    # Not even seen by a persistent tape, which would keep all that the scan does; XLA does not compile that.
+    fixed = Chains(*map(ops.stop_gradient, chains)), *map(ops.stop_gradient, (transitions, start, end))
+    chosen, pairs, log_partition = expectations(*fixed)
     expected = score(chosen, pairs)
     # log Z as a value, with the gradient that it has: expected counts. Going back through the scan is slower by far.
     return ops.stop_gradient(log_partition - expected) + expected - given
@@ -74,7 +76,7 @@ def negative_log_likelihood(
 
 def gather(emissions: Any, labels: Any, words: Any, segment_ids: Any) -> Chains:
     """The chains of packed rows; arguments as for `negative_log_likelihood`."""
-    _, length, tags = emissions.shape
+    length, tags = ops.shape(emissions)[1], emissions.shape[2]
     places = ops.arange(length)  # in the keys, so that equal ones need no stable sort
     order = ops.argsort(ops.where(words, places, places + length), axis=1)
     words, labels, segments = (ops.take_along_axis(each, order, axis=1) for each in (words, labels, segment_ids))
@@ -115,15 +117,16 @@ def _reach(chains: Chains, transitions: Any, start: Any, end: Any) -> tuple[Any,
     weights = ops.exp(ops.stack([transitions, ops.transpose(transitions)]))
 
     def step(reached: Any, word: Any) -> tuple[Any, Any]:
-        emission, begin = word
+        emission, begin = word[..., :-1], word[..., -1:]
         # A product of matrices instead of a sum over `(rows, tags, tags)` logarithms.
         top = ops.max(reached, axis=2, keepdims=True)
         onward = top + ops.log(ops.maximum(ops.matmul(ops.exp(reached - top), weights), TINY))
         reached = ops.where(begin > 0, starts, onward) + emission
         return reached, reached
 
-    words = tuple(ops.transpose(each, (2, 0, 1, 3)) for each in (columns, begins))
-    _, reached = ops.scan(step, ops.zeros_like(words[0][0]), words)
+    # As one array, because Keras does not scan several of unknown length.
+    words = ops.transpose(ops.concatenate([columns, begins], axis=-1), (2, 0, 1, 3))
+    _, reached = ops.scan(step, ops.zeros_like(words[0, ..., :-1]), words)
     there, back = ops.unstack(ops.transpose(reached, (1, 2, 0, 3)), axis=0)
     return there, ops.flip(back, 1)
 

@@ -38,7 +38,8 @@ class HeadSettings(Schema):
 
 class LayerContext(NamedTuple):
     """What a head's layer is made from: width of the states, dropout, its seed, its name, the encoder's word embeddings
-    `(vocab_size, hidden_dim)` (for output layers tied to them) and its dtype policy (for large products)."""
+    `(vocab_size, hidden_dim)` (for output layers tied to them), its dtype policy (for large products), and whether the
+    head must leave the word embeddings as they are."""
 
     hidden_dim: int
     dropout: float
@@ -46,6 +47,7 @@ class LayerContext(NamedTuple):
     name: str
     word_embeddings: Any
     dtype: Any = None
+    frozen_words: bool = False
 
 
 class Head:

@@ -28,7 +28,6 @@ class MaskedLanguage(Head):
     Settings = MaskedLanguageSettings
     settings: MaskedLanguageSettings
     level = "mask"
-    labelled = False
 
     @property
     def metric(self) -> str:
@@ -74,6 +73,7 @@ class TiedLayer(layers.Layer):
         self.vocab_size = context.word_embeddings.shape[0]
         # A function, because Keras would count a variable among this layer's own weights.
         self.word_embeddings = lambda: context.word_embeddings
+        self.frozen_words = context.frozen_words
         self.transform = layers.Dense(
             self.hidden_dim, kernel_initializer=initializer(), dtype=self.dtype_policy, name="transform"
         )
@@ -88,6 +88,7 @@ class TiedLayer(layers.Layer):
     def call(self, states: Any, training: bool = False) -> Any:
         states = self.norm(gelu(self.transform(states)))
         table = ops.cast(self.word_embeddings(), self.compute_dtype)
+        table = ops.stop_gradient(table) if self.frozen_words else table
         logits = ops.matmul(ops.cast(states, self.compute_dtype), ops.transpose(table))
         return ops.cast(logits, "float32") + self.bias
 

@@ -1,0 +1,52 @@
+"""What the model reads: texts (or pairs) as rows of token ids, with what is needed to make sense of its answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from spans.tags import Word
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text, or a pair, with [CLS] and [SEP].
+
+    Attributes:
+        ids: `(length,)` int32.
+        truncated: whether tokens were cut.
+        second: the place in the row at which a second text begins; None where there is none.
+        text: what the places of `words` are places in.
+        words: the words whose first tokens were not cut, where the text is read word by word.
+        places: of these tokens in the row, and of each [MASK] where that is read as the mask.
+    """
+
+    ids: np.ndarray
+    truncated: bool
+    second: int | None = None
+    text: str = ""
+    words: list[Word] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+
+class PaddedRows(NamedTuple):
+    """Rows as an engine reads them, each array `(rows, longest)` int32; `segment_ids` is 1 on tokens, 0 on padding, and
+    `type_ids` 1 on tokens of second texts."""
+
+    token_ids: np.ndarray
+    type_ids: np.ndarray
+    segment_ids: np.ndarray
+
+
+def pad(rows: Sequence[Row], pad_id: int) -> PaddedRows:
+    """The rows side by side, filled up with `pad_id` to the longest of them."""
+    shape = (len(rows), max(len(row.ids) for row in rows))
+    padded = PaddedRows(np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32))
+    for index, row in enumerate(rows):
+        length = len(row.ids)
+        padded.token_ids[index, :length] = row.ids
+        padded.segment_ids[index, :length] = 1
+        if row.second is not None:
+            padded.type_ids[index, row.second : length] = 1
+    return padded
