@@ -62,11 +62,13 @@ def by_text(answers: np.ndarray, numbers: np.ndarray, batch: dict[str, np.ndarra
 
 def _in_order(head: Head, pieces: list[Answered]) -> Answered:
     index = np.concatenate([piece.index for piece in pieces])
-    if head.level == "mask":
-        return Answered(*(np.concatenate([getattr(p, name) for p in pieces]) for name in ("answers", "labels")), index)
-    order = np.argsort(index, kind="stable")
-    if head.level == "token":
-        answers, labels = ([item for p in pieces for item in getattr(p, name)] for name in ("answers", "labels"))
-        return Answered([answers[i] for i in order], [labels[i] for i in order], index[order])
-    answers, labels = (np.concatenate([getattr(p, name) for p in pieces])[order] for name in ("answers", "labels"))
+    order = np.arange(len(index)) if head.level == "mask" else np.argsort(index, kind="stable")
+
+    def ordered(parts: list) -> Any:
+        if head.level != "token":
+            return np.concatenate(parts)[order]
+        items = [item for part in parts for item in part]
+        return [items[place] for place in order]
+
+    answers, labels = ordered([piece.answers for piece in pieces]), ordered([piece.labels for piece in pieces])
     return Answered(answers, labels, index[order])

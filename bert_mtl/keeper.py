@@ -57,8 +57,10 @@ class Keeper(keras.callbacks.Callback):
         """Brings `model` to the run's saved state, if any."""
         if self.run.state.exists():
             facts = read_facts(self.run.state)
-            self.epoch = Epoch(*(tuple(v) if isinstance(v, list) else v for v in facts.pop("epoch")))
-            vars(self).update(facts)
+            number, counts, starts = facts["epoch"]
+            self.epoch = Epoch(number, tuple(counts), tuple(starts))
+            self.step, self.offset, self.epochs = facts["step"], facts["offset"], facts["epochs"]
+            self.best, self.stop = facts["best"], facts["stop"]
             self.steps = self.train.steps(self.epoch)
             load_variables(self.run.state, everything_of(model))
             log.info("resumed in epoch %d after %d steps", self.epoch.number + 1, self.step)
@@ -123,11 +125,11 @@ class Keeper(keras.callbacks.Callback):
             for name, task in self.run.tasks.items()
         }
 
-    def _counts(self, epoch: int, dev: dict[str, dict[str, float]]) -> np.ndarray:
+    def _counts(self, epoch: int, dev: dict[str, dict[str, float]]) -> list[int]:
         """How many examples of each task epoch number `epoch` has."""
         config, sizes = self.run.config.mixing, task_sizes(self.train)
         shares = rates(config, sizes, epoch=epoch, epochs=self.settings.epochs, scores=self.task_scores(dev))
-        return quotas(shares, sum(self.epoch.counts))
+        return quotas(shares, sum(self.epoch.counts)).tolist()
 
     def _broken(self, logs: dict[str, float]) -> str:
         """What is said of a loss that is not finite; the batch's examples are written to the run's folder."""

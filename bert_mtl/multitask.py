@@ -32,7 +32,7 @@ class MultiTaskModel(keras.Model):
         self, encoder: BertEncoder, heads: dict[str, Head], pooling: str, frozen: Sequence[int] | None = None, **kwargs
     ):
         super().__init__(dtype=encoder.dtype_policy, **kwargs)
-        self.encoder = encoder
+        self.encoder: BertEncoder = encoder
         self.heads = heads
         self.head_layers = {name: head.layer for name, head in heads.items() if head.settings.share_head is None}
         self.pooling = pooling
@@ -47,8 +47,7 @@ class MultiTaskModel(keras.Model):
         states = self.encoder(self.encoder_inputs(inputs), training=training, frozen=self.frozen)
         chosen = {name: self.heads[name] for name in (self.heads if heads is None else heads)}
         seen = {
-            level: self._seen(level, states, inputs)
-            for level in {head.level for head in chosen.values()} - {"mask"}
+            level: self._seen(level, states, inputs) for level in {head.level for head in chosen.values()} - {"mask"}
         }
         return {
             name: head.layer(
@@ -139,7 +138,7 @@ def make_model(config: ModelConfig, encoder: BertEncoder, tasks: Mapping[str, Ta
     """The model of a configuration, weights as they are in `encoder`, heads new."""
     depth = encoder.config.num_layers
     frozen = [frozen_blocks(task.config.trainable, depth) for task in tasks.values()]
-    of_tasks = [(head, kept) for task, kept in zip(tasks.values(), frozen) for head in task.heads.values()]
+    of_tasks = [(head, kept) for task, kept in zip(tasks.values(), frozen, strict=True) for head in task.heads.values()]
     heads = {head.name: head for head, _ in of_tasks}
     for number, (head, kept) in enumerate(of_tasks):
         if head.settings.share_head is None:

@@ -226,8 +226,8 @@ def closing_words(run: Run, result: dict) -> str:
     heads = {head.name: head for task in run.tasks.values() for head in task.heads.values()}
     epochs, scores = len(result["epochs"]), []
     for name, head in heads.items():
-        parts = [f"{part} {head.metric} {result[part][name][head.metric]:.4f}" for part in ("test", "dev") if result[part]]
-        scores.append(f"{name}: {', '.join(parts)}")
+        found = {part: result[part][name][head.metric] for part in ("test", "dev") if result[part]}
+        scores.append(f"{name}: {', '.join(f'{part} {head.metric} {value:.4f}' for part, value in found.items())}")
     folder = shlex.quote(str(run.folder))
     return "\n".join(
         [

@@ -21,7 +21,7 @@ from pathlib import Path
 
 CASING = "tokenizer_config.json"  # says whether the vocabulary is lowercased
 FILES = ("model.safetensors", "config.json", "vocab.txt")
-VOCABULARIES = ("assets/vocab.txt", "tokenizer/vocab.txt", "tokenizer/spm.model")  # below the folder; the last two of a run
+VOCABULARIES = ("assets/vocab.txt", "tokenizer/vocab.txt", "tokenizer/spm.model")  # the last two are a run's
 
 
 class WeightsError(ValueError):
@@ -101,7 +101,7 @@ def _check(folder: Path, uri: str, sha256: str | None) -> None:
     if file is None:
         raise WeightsError(
             f"model.weights must hold a weights file; got {uri} without one. "
-            "Options: model.safetensors, bert_model.ckpt.data-*, variables/variables.data-*, weights.safetensors (a run's)."
+            "Options: model.safetensors, bert_model.ckpt.data-*, variables/variables.data-*, weights.safetensors."
         )
     if sha256 is None:
         return

@@ -172,10 +172,12 @@ class Tree:
         if override.is_delete() or not self._is_group(override):
             return []
         group, chosen = override.key_or_group, override.value()
-        choices = self.choices(group)
-        wrong = [name for name in (chosen if isinstance(chosen, list) else [chosen]) if name not in (None, *choices)]
+        choices, names = self.choices(group), chosen if isinstance(chosen, list) else [chosen]
+        wrong = [name for name in names if name not in (None, *choices)]
         # A choice in a folder below the group is left to Hydra.
-        return [Problem(group, "be one of the choices", name, choices) for name in wrong if "/" not in str(name)]
+        found = [Problem(group, "be one of the choices", name, choices) for name in wrong if "/" not in str(name)]
+        twice = [name for place, name in enumerate(names) if name in names[:place]]
+        return found + [Problem(group, "name each choice once", name) for name in twice]
 
     def _unchosen(self, files: list[str]) -> list[Problem]:
         choices = self._load(files).hydra.runtime.choices

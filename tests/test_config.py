@@ -129,7 +129,7 @@ def task(name: str, heads: str) -> str:
         ([task("a", "text: {kind: mlm}")], "and not text, text_b, tokens; got text"),
         ([task("a", "x: {kind: mlm}, y: {kind: regression}")], "tasks.a.heads.x must be the only head of its task, as"),
         ([task("a", "x: {kind: similarity}, y: {kind: regression}")], "tasks.a.heads.x must be the only head of its"),
-        (["tasks.imdb.sources.sample.columns={imbd: label}"], "columns must name known fields; .* Did you mean imdb"),
+        (["+tasks.imdb.sources.sample.columns.imbd=label"], "columns must name known fields; .* Did you mean imdb"),
         (
             [task("a_b", "c: {kind: mlm}"), task("a", "b_c: {kind: mlm}")],
             r"tasks.a.heads.b_c must have another full name \(<task>_<head>\) than all other heads; got a_b_c",
@@ -148,34 +148,29 @@ def test_two_heads_of_one_name_are_fine_in_two_tasks():
 
 
 @pytest.mark.parametrize(
-    ("head", "message"),
+    ("head", "rule"),
     [
-        ("{kind: regression, share_head: imbd}", "must name another head of this run; got imbd. .* Did you mean imdb"),
-        ("{kind: regression, share_head: a}", "must name another head of this run; got a. Options: imdb"),
-        ("{kind: regression, share_head: imdb}", "must name a head with the same kind; got imdb"),
-        ("{kind: classification, labels: [pos, neg], share_head: imdb}", "must name a head with the same kind and labels"),
-        ("{kind: classification, labels: [neg, pos], share_head: c}", "must name a head that has a layer of its own; got c"),
-        ("{kind: vector, dim: 3, share_head: d}", "must name a head with the same kind and dim; got d"),
+        ("{kind: regression, share_head: imbd}", "name another head of this run; got imbd. .* Did you mean imdb"),
+        ("{kind: regression, share_head: a}", "name another head of this run; got a. Options: imdb"),
+        ("{kind: regression, share_head: imdb}", "name a head with the same kind; got imdb"),
+        ("{kind: classification, labels: [pos, neg], share_head: imdb}", "name a head with the same kind and labels"),
+        ("{kind: classification, labels: [neg, pos], share_head: c}", "name a head that has a layer of its own; got c"),
+        ("{kind: vector, dim: 3, share_head: d}", "name a head with the same kind and dim; got d"),
     ],
-)  # fmt: skip
-def test_a_layer_is_shared_only_by_heads_that_can(head, message):
+)
+def test_a_layer_is_shared_only_by_heads_that_can(head, rule):
     sharer = task("c", "c: {kind: classification, labels: [neg, pos], share_head: imdb}")
     overrides = [task("a", f"a: {head}"), sharer, task("d", "d: {kind: vector, dim: 4}")]
-    with pytest.raises(ConfigError, match=f"^tasks.a.heads.a.share_head {message}"):
+    with pytest.raises(ConfigError, match=f"^tasks.a.heads.a.share_head must {rule}"):
         entry.compose("train", overrides, schemas.TrainConfig)
     entry.compose("train", overrides[1:], schemas.TrainConfig)
 
 
-@pytest.mark.parametrize("rate", ["0", "-1", ".inf"])
-def test_a_rate_is_above_0_and_finite(rate):
+@pytest.mark.parametrize("rate", ["0", "-1"])
+def test_a_rate_is_above_0(rate):
     overrides = ["task=[imdb,snips]", "mixing=explicit", f"mixing.rates={{imdb: 1, snips: {rate}}}"]
-    with pytest.raises(ConfigError, match="^mixing.rates.snips must be above 0 and finite .to leave a task out"):
+    with pytest.raises(ConfigError, match="^mixing.rates.snips must be above 0 .* .to leave a task out"):
         entry.compose("train", overrides, schemas.TrainConfig)
-
-
-def test_a_task_is_chosen_once():
-    with pytest.raises(ConfigError, match=r"^task must name each choice once; got imdb\.$"):
-        entry.compose("train", ["task=[imdb,snips,imdb]"], schemas.TrainConfig)
 
 
 def test_a_run_and_a_text_or_a_file_are_needed_to_predict():

@@ -217,6 +217,7 @@ def test_a_key_that_only_the_schema_knows_can_be_set(tree):
         ("tasks.snips.weight=3", "tasks.snips must be a key of tasks; got snips. Options: imdb."),
         ("model.layers.x=3", "model.layers.x must be a key of model.layers; got x."),
         ("model=tine", "model must be one of the choices; got tine. Options: base, tiny. Did you mean tiny?"),
+        ("task=[imdb,snips,imdb]", "task must name each choice once; got imdb."),
         ("task=[imdb,snip]", "task must be one of the choices; got snip. Options: imdb, snips. Did you mean snips?"),
         (
             "+model.depth=3",

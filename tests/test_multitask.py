@@ -1,4 +1,4 @@
-"""One batch of every kind of head through the model: losses, gradients, and what each example may and may not change."""
+"""A batch of every kind of head through the model: losses, gradients, and what an example may and may not change."""
 
 from dataclasses import replace
 
@@ -111,7 +111,7 @@ def specs_of(tasks: dict[str, Task]) -> list:
 
 
 def batch_of(tasks: dict[str, Task], window: Window, packed: bool = True) -> dict[str, tf.Tensor]:
-    """All examples as one batch; of the mask head's examples the second token and the one before the last are hidden."""
+    """All examples as one batch; the second token and the one before the last are hidden where a head masks."""
     count = len(window.task)
     if packed:
         order, splits = pack(window.lengths, ROW, most=8)

@@ -67,7 +67,7 @@ def test_every_part_has_its_size_and_no_text_stands_in_two_parts_or_twice_in_one
 @pytest.mark.parametrize(
     ("task", "labels"),
     [("imdb", {"neg", "pos"}), ("trec", QUESTIONS), ("snips", INTENTS)],
-    ids=lambda value: str(value),
+    ids=("imdb", "trec", "snips"),
 )
 def test_the_labels_are_balanced_in_every_part(task, labels):
     for part in PARTS:

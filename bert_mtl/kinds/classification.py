@@ -1,7 +1,7 @@
 """One label a text (or pair): cross-entropy; accuracy, macro-F1 and Matthews correlation."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from keras import ops
@@ -15,7 +15,7 @@ Labels = Annotated[list[str], Field(min_length=2)]
 class LabelledSettings(HeadSettings):
     """Keys of heads that choose among labels, given in the order of their ids."""
 
-    layer_keys = ("labels",)
+    layer_keys: ClassVar[tuple[str, ...]] = ("labels",)
     labels: Labels
 
     def faults(self) -> list[tuple[str, str, object]]:

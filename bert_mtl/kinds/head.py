@@ -76,7 +76,7 @@ class Head:
         self.settings = settings
         self.statistics = dict(statistics or {})  # of the train part, see `count`
         self.tuned: dict[str, Any] = {}  # what `tune` found on dev
-        self.layer: layers.Layer | None = None
+        self.layer: Any = None  # the model gives it
 
     # ---- data ----
     @property

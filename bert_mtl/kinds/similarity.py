@@ -5,7 +5,7 @@ al. 2021): a text is read twice, and dropout makes the difference.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from keras import layers, ops
@@ -22,7 +22,7 @@ class SimilaritySettings(HeadSettings):
     """Pairs scored below `minimum_score` do not mean the same: they are measured, not learned. `projection` is the size
     of a dense layer on top of the encoder's vectors; null takes them as they are."""
 
-    layer_keys = ("projection",)
+    layer_keys: ClassVar[tuple[str, ...]] = ("projection",)
     temperature: PositiveFloat = 0.05
     projection: PositiveInt | None = None
     minimum_score: float | None = None

@@ -4,7 +4,7 @@ Wordpieces carry the tags: the first one of a word its tag, all others none.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from keras import ops
@@ -20,7 +20,7 @@ from spans.tags import OUTSIDE, Decoder, Word, entities, tags_of
 class TaggingSettings(LabelledSettings):
     """`labels` are the types of entities (`person`, not `B-person`); with `crf` tags are learned as whole sequences."""
 
-    layer_keys = ("labels", "crf")
+    layer_keys: ClassVar[tuple[str, ...]] = ("labels", "crf")
     labels: Annotated[list[str], Field(min_length=1)]
     crf: bool = False
 

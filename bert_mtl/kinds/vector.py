@@ -1,7 +1,7 @@
 """A given vector for a text (or pair), such as another model's embedding: regression onto it, for distillation."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from keras import ops
@@ -16,7 +16,7 @@ class VectorSettings(HeadSettings):
     """`cosine` learns the direction of the given vectors, `mse` their numbers: the mean over `dim` of squared errors,
     which for vectors of length 1 is as small as 1/dim, so beside other tasks it wants a `weight`."""
 
-    layer_keys = ("dim",)
+    layer_keys: ClassVar[tuple[str, ...]] = ("dim",)
     dim: PositiveInt
     loss: Literal["cosine", "mse"] = "cosine"
 
