@@ -154,9 +154,7 @@ class Pipeline:
         signature = {
             name: tf.TensorSpec(tokens, tf.int32) for name in ("token_ids", "type_ids", "segment_ids", "position_ids")
         }
-        signature |= {
-            name: tf.TensorSpec(segments, tf.int32) for name in ("first_token", "task", "partner", "index")
-        }
+        signature |= {name: tf.TensorSpec(segments, tf.int32) for name in ("first_token", "task", "partner", "index")}
         signature["examples"] = tf.TensorSpec((), tf.float32)
         for head in layout.heads:
             items = {"text": segments, "token": tokens, "mask": places}[head.level]

@@ -17,7 +17,6 @@ from bert_mtl.packing import Padding
 from bert_mtl.runs import Run
 from bert_mtl.tasks import LINE_BREAKS, DataError, Task
 from bert_mtl.tokenization import MASK, Tokenizer
-from data_prep.rows import word_list
 from spans.tags import Word
 from spans.words import words
 
@@ -52,7 +51,9 @@ def checked_texts(name: str, texts: Sequence[str | Sequence[str]]) -> list[Text]
     found = []
     for place, text in enumerate(texts):
         if not isinstance(text, str):
-            given = word_list(list(text), f"{name}[{place}]")
+            given = ["".join(word.split()) for word in text]  # as data_prep takes white space out of words
+            if not given or not all(given):
+                raise DataError(f"{name}[{place}] must hold words that are not empty; got {list(text)!r}.")
             found.append(Text(" ".join(given), given))
         elif text.strip():
             found.append(Text(text))

@@ -25,6 +25,7 @@ from bert_mtl.multitask import MultiTaskModel, make_model
 from bert_mtl.optimization import make_optimizer
 from bert_mtl.part_reader import PartReader
 from bert_mtl.records import Manifest, atomic_write, load_manifest
+from bert_mtl.rules import replica_problems
 from bert_mtl.runs import (
     Facts,
     Run,
@@ -37,7 +38,7 @@ from bert_mtl.runs import (
     start_run,
     weights_of,
 )
-from bert_mtl.tasks import Task
+from bert_mtl.tasks import DataError, Task
 from bert_mtl.tokenization import Tokenizer
 from bert_mtl.tracking import make_tracker
 from bert_mtl.vocabulary import make_tokenizer, pretrained_folder
@@ -66,8 +67,9 @@ def train(config: TrainConfig) -> dict:
     folders = {name: build(config, name, tokenizer) for name in config.tasks}
     manifests = {name: load_manifest(folder) for name, folder in folders.items()}
     run = resumed or start_run(Path(config.run.dir), config, tokenizer, _facts(sizes, manifests))
-    for manifest in manifests.values():
+    for name, manifest in manifests.items():
         check_examples(run, manifest)
+        check_labels(run.tasks[name], manifest)
     parts = {part: part_pipelines(run, folders, part) for part in ("dev", "test")}
     pipeline = train_pipeline(run, folders, strategy.num_replicas_in_sync)
     with strategy.scope():
@@ -118,13 +120,7 @@ def fit(model: MultiTaskModel, pipeline: Pipeline, keeper: Keeper, strategy: tf.
 
 def check_replicas(config: TrainConfig, replicas: int) -> None:
     """Raises ConfigError for what does not work on so many replicas."""
-    accumulate, batch_size, found = config.optimizer.accumulate, config.train.batch_size, []
-    if replicas > 1 and accumulate > 1:
-        found.append(Problem("optimizer.accumulate", f"be 1 on {replicas} replicas", accumulate))
-    if replicas > 1 and config.strategy.xla is True:
-        found.append(Problem("strategy.xla", f"not be true on {replicas} replicas", True, ("auto", "false")))
-    if replicas > 1 and config.weighting.kind != "static":
-        found.append(Problem("weighting", f"be static on {replicas} replicas", config.weighting.kind, ("static",)))
+    batch_size, found = config.train.batch_size, replica_problems(config) if replicas > 1 else []
     if batch_size % replicas:
         found.append(Problem("train.batch_size", f"be a multiple of the {replicas} replicas", batch_size))
     if found:
@@ -149,6 +145,15 @@ def checked_sizes(config: TrainConfig, tokenizer: Tokenizer) -> EncoderConfig:
     if found:
         raise ConfigError(found)
     return sizes
+
+
+def check_labels(task: Task, manifest: Manifest) -> None:
+    """Raises DataError where a head has nothing to learn from, or nothing to be compared by."""
+    for head in (each for each in task.heads.values() if each.needs_label and each.level != "mask"):
+        for part in ("train", "dev"):
+            if not any(manifest.parts[part].statistics[head.name].values()):
+                place = f"the {part} part of task {task.name} ({manifest.parts[part].examples:,} examples)"
+                raise DataError(f"{place} must have labels for its head {head.name}; got none.")
 
 
 def _facts(sizes: EncoderConfig, manifests: dict[str, Manifest]) -> Facts:
@@ -226,7 +231,7 @@ def closing_words(run: Run, result: dict) -> str:
     heads = {head.name: head for task in run.tasks.values() for head in task.heads.values()}
     epochs, scores = len(result["epochs"]), []
     for name, head in heads.items():
-        found = {part: result[part][name][head.metric] for part in ("test", "dev") if result[part]}
+        found = {part: result[part][name][head.metric] for part in ("test", "dev") if result[part].get(name)}
         scores.append(f"{name}: {', '.join(f'{part} {head.metric} {value:.4f}' for part, value in found.items())}")
     folder = shlex.quote(str(run.folder))
     return "\n".join(

@@ -71,7 +71,7 @@ class Layout:
             if not isinstance(column, list) and column not in record:
                 check_columns(self.needed, record, origin)
         values: dict[str, Any] = {
-            field: word_list(record[column], origin) if field == "tokens" else _text(record, column, origin)
+            field: _words(record[column], origin) if field == "tokens" else _text(record, column, origin)
             for field, column in self.texts.items()
         }
         if "tokens" in values:
@@ -97,7 +97,7 @@ def text_row(record: Mapping[Column, Any], origin: str) -> Row:
     `text_b` where it has one."""
     values: dict[str, Any] = {}
     if record.get("tokens") is not None:
-        values["tokens"] = word_list(record["tokens"], origin)
+        values["tokens"] = _words(record["tokens"], origin)
         values["text"] = " ".join(values["tokens"])
     for field in ["text", "text_b"] if record.get("text_b") is not None else ["text"]:
         if field not in values:
@@ -123,7 +123,7 @@ def _text(record: Mapping[Column, Any], column: Column | list[Column], origin: s
     return value
 
 
-def word_list(value: Any, origin: str) -> list[str]:
+def _words(value: Any, origin: str) -> list[str]:
     """The words of a text; white space within one (a no-break space, say) is taken out, so that spaces part words."""
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not words:

@@ -37,7 +37,8 @@ def write_bundle(folder: Path, *, heads: dict = HEADS, engines: dict | None = No
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
     manifest = {
         "format": 2, "name": "tiny", "version": "1", "created": "2026-01-01T00:00:00Z", "run": "runs/tiny",
-        "data": "sample", "heads": heads, "tokenizer": settings | {"pad_id": 0, "cls_id": 2, "sep_id": 3, "mask_id": 4} | tokenizer,
+        "data": "sample", "heads": heads,
+        "tokenizer": settings | {"pad_id": 0, "cls_id": 2, "sep_id": 3, "mask_id": 4} | tokenizer,
         "engines": engines or {}, "metrics": {"dev": {"imdb": {"accuracy": 0.9}}}, "versions": {"tensorflow": "2.21.0"},
         "files": {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files},
     }  # fmt: skip

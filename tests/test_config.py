@@ -1,5 +1,6 @@
 """The real configuration tree: every YAML composes, every key is explained, and mistakes are all told at once."""
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -107,63 +108,83 @@ def test_impossible_combinations_are_refused_by_key_rule_and_value(overrides, me
         entry.compose("train", overrides, schemas.TrainConfig)
 
 
-def task(name: str, heads: str) -> str:
-    return f"+tasks.{name}={{heads: {{{heads}}}, sources: {{sample: {{format: jsonl, path: x}}}}}}"
+@functools.cache
+def composed() -> dict:
+    return entry.compose("train", [], schemas.TrainConfig).model_dump(mode="json")
+
+
+def tasks_of(heads: dict[str, dict]) -> schemas.TrainConfig:
+    """The configuration with these heads by task instead of its own tasks."""
+    source = {"format": "jsonl", "path": "x"}
+    tasks = {task: {"heads": own, "sources": {"sample": source}} for task, own in heads.items()}
+    return entry.validate(composed() | {"tasks": tasks}, schemas.TrainConfig)
+
+
+MOOD = {"kind": "classification", "labels": ["neg", "pos"]}
+SCORE = {"kind": "regression"}
+MASKED = {"kind": "mlm"}
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("heads", "message"),
     [
-        (["~tasks.imdb.heads.imdb"], "tasks.imdb.heads must have at least 1 "),
-        (["tasks.imdb.heads.imdb=3"], "tasks.imdb.heads.imdb must be a section of keys; got 3"),
-        (
-            ["tasks.imdb.heads.imdb.kind=clasification"],
-            r"kind must be .*; got clasification\. .* Did you mean classific",
-        ),
-        (["~tasks.imdb.heads.imdb.labels"], "tasks.imdb.heads.imdb.labels must be given; got nothing"),
-        (["tasks.imdb.heads.imdb.labels=[]"], "tasks.imdb.heads.imdb.labels must have at least 2 entries"),
-        (["tasks.imdb.heads.imdb.labels=[a,a]"], "tasks.imdb.heads.imdb.labels must hold each label once"),
-        (["tasks.imdb.heads.imdb.class_weights=[1.0]"], "must hold one weight for each of the 2 labels"),
-        (["tasks.imdb.heads.imdb.weight=0"], "tasks.imdb.heads.imdb.weight must be greater than 0; got 0"),
-        (["+tasks.imdb.heads.imdb.label_smoothin=0.1"], "Did you mean label_smoothing"),
-        ([task("a", "text: {kind: mlm}")], "and not text, text_b, tokens; got text"),
-        ([task("a", "x: {kind: mlm}, y: {kind: regression}")], "tasks.a.heads.x must be the only head of its task, as"),
-        ([task("a", "x: {kind: similarity}, y: {kind: regression}")], "tasks.a.heads.x must be the only head of its"),
-        (["+tasks.imdb.sources.sample.columns.imbd=label"], "columns must name known fields; .* Did you mean imdb"),
-        (
-            [task("a_b", "c: {kind: mlm}"), task("a", "b_c: {kind: mlm}")],
-            r"tasks.a.heads.b_c must have another full name \(<task>_<head>\) than all other heads; got a_b_c",
-        ),
-        ([task("a", "b: {kind: mlm}"), task("a_b", "a_b: {kind: mlm}")], "tasks.a_b.heads.a_b must have another full"),
+        ({}, "must have at least 1 "),
+        ({"x": 3}, ".x must be a section of keys; got 3"),
+        ({"x": {}}, ".x.kind must be given; got nothing. Options: classification, "),
+        ({"x": MOOD | {"kind": "clasification"}}, r".x.kind must .*; got clasification\. .* Did you mean classificati"),
+        ({"x": {"kind": "classification"}}, ".x.labels must be given; got nothing"),
+        ({"x": MOOD | {"labels": []}}, ".x.labels must have at least 2 entries"),
+        ({"x": MOOD | {"labels": ["a", "a"]}}, ".x.labels must hold each label once"),
+        ({"x": MOOD | {"class_weights": [1.0]}}, ".x.class_weights must hold one weight for each of the 2 labels"),
+        ({"x": MOOD | {"weight": 0}}, ".x.weight must be greater than 0; got 0"),
+        ({"x": MOOD | {"label_smoothin": 0.1}}, "Did you mean label_smoothing"),
+        ({"text": MASKED}, "must have names of letters, .* and not text, text_b, tokens; got text"),
+        ({"a/b": MASKED}, "must have names of letters, .*; got a/b"),
+        ({"x": MASKED, "y": SCORE}, ".x must be the only head of its task, as it hides words; got mlm"),
+        ({"y": SCORE, "x": {"kind": "similarity"}}, ".x must be the only head of its task, of texts apart; got simil"),
     ],
 )
-def test_a_task_that_cannot_be_is_refused(overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        entry.compose("train", overrides, schemas.TrainConfig)
+def test_a_head_that_cannot_be_is_refused(heads, message):
+    with pytest.raises(ConfigError, match=f"tasks.a.heads{'' if message.startswith('.') else ' ?.*'}{message}"):
+        tasks_of({"a": heads})
 
 
-def test_two_heads_of_one_name_are_fine_in_two_tasks():
-    tasks = [task("a", "mood: {kind: regression}"), task("b", "mood: {kind: regression}")]
-    assert list(entry.compose("train", tasks, schemas.TrainConfig).tasks) == ["imdb", "a", "b"]
+def test_a_column_is_of_a_field_or_a_head():
+    with pytest.raises(ConfigError, match="columns must name known fields; got imbd. .* Did you mean imdb"):
+        entry.compose("train", ["+tasks.imdb.sources.sample.columns.imbd=label"], schemas.TrainConfig)
+
+
+@pytest.mark.parametrize(
+    "heads", [{"a": {"b_c": MASKED}, "a_b": {"c": MASKED}}, {"a": {"b": SCORE}, "a_b": {"a_b": MOOD}}]
+)
+def test_full_names_of_heads_do_not_meet(heads):
+    with pytest.raises(
+        ConfigError, match=r"^tasks.a_b.heads.\w+ must have another full name \(<task>_<head>\) than all "
+    ):
+        tasks_of(heads)
+    assert list(tasks_of({"a": {"mood": MOOD}, "b": {"mood": MOOD}}).tasks) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("head", "rule"),
     [
-        ("{kind: regression, share_head: imbd}", "name another head of this run; got imbd. .* Did you mean imdb"),
-        ("{kind: regression, share_head: a}", "name another head of this run; got a. Options: imdb"),
-        ("{kind: regression, share_head: imdb}", "name a head with the same kind; got imdb"),
-        ("{kind: classification, labels: [pos, neg], share_head: imdb}", "name a head with the same kind and labels"),
-        ("{kind: classification, labels: [neg, pos], share_head: c}", "name a head that has a layer of its own; got c"),
-        ("{kind: vector, dim: 3, share_head: d}", "name a head with the same kind and dim; got d"),
+        (SCORE | {"share_head": "cc"}, "name another head of this run; got cc. Options: b_mood, c, d. Did you mean c"),
+        (SCORE | {"share_head": "a"}, "name another head of this run; got a. Options: b_mood, c, d"),
+        (SCORE | {"share_head": "b_mood"}, "name a head with the same kind; got b_mood"),
+        (MOOD | {"labels": ["pos", "neg"], "share_head": "b_mood"}, "name a head with the same kind and labels"),
+        (MOOD | {"share_head": "c"}, "name a head that has a layer of its own; got c"),
+        ({"kind": "vector", "dim": 3, "share_head": "d"}, "name a head with the same kind and dim; got d"),
     ],
 )
 def test_a_layer_is_shared_only_by_heads_that_can(head, rule):
-    sharer = task("c", "c: {kind: classification, labels: [neg, pos], share_head: imdb}")
-    overrides = [task("a", f"a: {head}"), sharer, task("d", "d: {kind: vector, dim: 4}")]
+    others = {
+        "b": {"mood": MOOD},
+        "c": {"c": MOOD | {"share_head": "b_mood"}},
+        "d": {"d": {"kind": "vector", "dim": 4}},
+    }
+    assert list(tasks_of(others).tasks) == ["b", "c", "d"]
     with pytest.raises(ConfigError, match=f"^tasks.a.heads.a.share_head must {rule}"):
-        entry.compose("train", overrides, schemas.TrainConfig)
-    entry.compose("train", overrides[1:], schemas.TrainConfig)
+        tasks_of({"a": {"a": head}} | others)
 
 
 @pytest.mark.parametrize("rate", ["0", "-1"])

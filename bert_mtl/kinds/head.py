@@ -185,7 +185,8 @@ def head_settings(raw: Any) -> HeadSettings:
         raise ValueError("be a section of keys")
     kind = raw.get("kind")
     if kind not in KINDS:
-        unknown = PydanticCustomError("unknown_kind", "be one of the options", {"options": list(KINDS)})
+        wrong = "unknown_kind" if "kind" in raw else "missing"
+        unknown = PydanticCustomError(wrong, "be one of the options", {"options": list(KINDS)})
         fault = InitErrorDetails(type=unknown, loc=("kind",), input=kind)
         raise ValidationError.from_exception_data("head", [fault])
     return KINDS[kind].Settings.model_validate(dict(raw))

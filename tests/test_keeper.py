@@ -1,0 +1,184 @@
+"""What a training keeps: scores and rates of every epoch, the best weights, a state that a killed run goes on from."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from bert_mtl.config import TrainConfig
+from bert_mtl.keeper import Keeper
+from bert_mtl.mixing import quotas, rates
+from bert_mtl.runs import RunError, load_variables, open_run, read_facts
+from bert_mtl.train import main, train, train_pipeline
+from conf import entry
+from data_prep.build import build
+
+KEPT = ["train.epochs=4", "mixing=dev_score", "weighting=dwa", "optimizer.ema=0.9", "optimizer.accumulate=2"]
+STEPS = 9  # of an epoch of `two_tasks`
+
+
+@pytest.fixture(scope="module")
+def two_tasks(multi_options) -> list[str]:
+    """Overrides for the toy task and a tagging task, everything that a state must hold in use."""
+    return [option for option in multi_options if not option.startswith(("+tasks.alike", "+tasks.words"))] + KEPT
+
+
+@pytest.fixture(scope="module")
+def whole(two_tasks, tmp_path_factory) -> Path:
+    """A run of theirs that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(entry.compose("train", [*two_tasks, f"run.dir={folder}"], TrainConfig))
+    return folder
+
+
+def epochs_of(folder: Path) -> list[dict]:
+    found = json.loads((folder / "metrics.json").read_text())["epochs"]
+    return [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in found]
+
+
+def test_a_killed_run_resumes_to_the_very_numbers_of_one_that_was_not(whole, two_tasks, tmp_path):
+    folder = tmp_path / "killed"
+    options = [*two_tasks, f"run.dir={folder}", "train.save_every=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bert_mtl.train", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not _in_third_epoch(folder / "state.safetensors"):
+        time.sleep(0.02)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "metrics.json").exists()
+    train(entry.compose("train", [f"run.resume={folder}"], TrainConfig))
+    assert epochs_of(folder) == epochs_of(whole)
+    ours, theirs = load_file(folder / "weights.safetensors"), load_file(whole / "weights.safetensors")
+    assert len(ours) == len(theirs)
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+def _in_third_epoch(state: Path) -> bool:
+    """Then the rates follow dev scores, and the weights the losses of two epochs."""
+    if not state.exists():
+        return False
+    facts = read_facts(state)
+    return facts["epoch"][0] == 2 and facts["offset"] > 1
+
+
+def test_rates_follow_the_dev_scores_of_the_epoch_before(whole):
+    run, epochs = open_run(whole), epochs_of(whole)
+    sizes = {"imdb": 96, "numbers": 48}
+    assert epochs[0]["examples"] == sizes
+    for number, (before, epoch) in enumerate(zip(epochs, epochs[1:], strict=False), start=1):
+        scores = {"imdb": before["dev"]["imdb"]["accuracy"], "numbers": before["dev"]["numbers_spans"]["f1"]}
+        shares = rates(run.config.mixing, sizes, epoch=number, epochs=4, scores=scores)
+        assert list(epoch["examples"].values()) == quotas(shares, 144).tolist()
+    assert len({tuple(epoch["examples"].values()) for epoch in epochs}) > 2
+
+
+def test_weights_are_those_of_the_next_epoch_and_sum_to_the_heads(whole):
+    first, second, *later = [epoch["weights"] for epoch in epochs_of(whole)]
+    assert first == {"imdb": 1.0, "numbers_spans": 1.0}
+    assert later[0] != later[1] and later[0]["imdb"] != 1.0
+    for weights in (second, *later):
+        assert sum(weights.values()) == pytest.approx(2)
+
+
+def test_the_best_epoch_has_the_highest_mean_of_the_tasks_scores(whole):
+    result = json.loads((whole / "metrics.json").read_text())
+    scores = [
+        (epoch["dev"]["imdb"]["accuracy"] + epoch["dev"]["numbers_spans"]["f1"]) / 2 for epoch in result["epochs"]
+    ]
+    assert result["best_epoch"] == 1 + int(np.argmax(scores))
+    assert result["dev"] == result["epochs"][result["best_epoch"] - 1]["dev"]
+
+
+def test_rates_and_weights_and_every_head_are_in_the_log(two_tasks, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        train(entry.compose("train", [*two_tasks, f"run.dir={tmp_path}", "train.epochs=1"], TrainConfig))
+    lines = [record.getMessage() for record in caplog.records if record.name == "bert_mtl.keeper"]
+    assert len(lines) == 3
+    assert lines[0].startswith("epoch 1: loss ") and lines[0].endswith("examples: imdb 96 (66.7%), numbers 48 (33.3%)")
+    assert lines[1].startswith("  imdb: loss ") and "weight 1; dev: accuracy " in lines[1]
+    assert lines[2].startswith("  numbers_spans: loss ") and "weight 1; dev: f1 " in lines[2]
+
+
+def test_a_task_counts_once_in_the_score_however_many_heads_it_has(multi_run):
+    run = open_run(multi_run)
+    folders = {name: build(run.config, name, run.tokenizer) for name in run.tasks}
+    keeper = Keeper(run, train_pipeline(run, folders, replicas=1), {}, print)
+    own = run.tasks["imdb"].heads
+    dev = {"imdb": {"accuracy": 0.5}, "numbers_spans": {"f1": 0.7}, "alike": {"spearman": 0.1}}
+    dev |= {"words": {"accuracy": 0.3, "loss": 9.0}}
+    assert keeper.task_scores(dev) == {"imdb": 0.5, "numbers": 0.7, "alike": 0.1, "words": 0.3}
+    assert keeper.score(dev) == pytest.approx(0.4)
+    own["other"] = type(own["imdb"])("imdb_other", own["imdb"].settings)
+    assert keeper.task_scores(dev | {"imdb_other": {"accuracy": 0.9}})["imdb"] == pytest.approx(0.7)
+
+
+def test_without_a_better_epoch_a_run_ends_after_patience_epochs(toy_options, tmp_path):
+    still = ["optimizer.learning_rate=1e-9", "train.epochs=8", "train.patience=2"]
+    result = train(entry.compose("train", [*toy_options, *still, f"run.dir={tmp_path}"], TrainConfig))
+    assert (result["best_epoch"], len(result["epochs"])) == (1, 3)
+
+
+# What goes wrong.
+
+
+def test_a_loss_that_is_not_finite_names_head_and_batch_and_keeps_the_last_state(toy_options, tmp_path):
+    for part in ("train", "dev", "test"):
+        far = [1e30 if (part, number) == ("train", 17) else 0.5 for number in range(24)]
+        rows = [{"text": "the film was good", "label": [value, 1.0]} for value in far]
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = (
+        "+tasks.place={heads: {place: {kind: vector, dim: 2, loss: mse}}, "
+        f"sources: {{sample: {{format: jsonl, path: '{tmp_path}/{{part}}.jsonl'}}}}}}"
+    )
+    options = [*toy_options, task, f"run.dir={tmp_path / 'run'}", "train.save_every=1"]
+    with pytest.raises(
+        RunError, match="the loss of place must stay finite; got inf at step .* set optimizer.clip_norm"
+    ):
+        train(entry.compose("train", options, TrainConfig))
+    (file,) = (tmp_path / "run").glob("broken-batch-*.json")
+    facts, state = json.loads(file.read_text()), tmp_path / "run" / "state.safetensors"
+    assert facts["heads"] == ["place"] and 17 in facts["examples"]["place"]
+    assert 8 < len(facts["examples"]["imdb"]) + len(facts["examples"]["place"]) < 24
+    assert read_facts(state)["step"] == facts["step"] - 1
+    assert all(np.isfinite(array).all() for array in load_file(state).values())
+
+
+def test_resume_refuses_data_that_changed_since(toy_run, toy_options, tmp_path):
+    toy = next(Path(option.split("'")[1]).parent for option in toy_options if "sources.sample.path" in option)
+    for part in ("train", "dev", "test"):
+        shutil.copy(toy / f"{part}.jsonl", tmp_path)
+    (tmp_path / "train.jsonl").write_text((toy / "train.jsonl").read_text() * 2)
+    shutil.copytree(toy_run, tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["tasks"]["imdb"]["sources"]["sample"]["path"] = f"{tmp_path}/{{part}}.jsonl"
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(RunError, match="the data of task imdb must be what .* began with"):
+        train(entry.compose("train", [f"run.resume={tmp_path / 'run'}"], TrainConfig))
+
+
+def test_resume_refuses_other_settings(toy_run, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["train", f"run.resume={toy_run}", "train.epochs=9"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "run.resume must stand alone" in capfd.readouterr().err
+
+
+def test_weights_of_another_shape_are_named_with_both_shapes(toy_run):
+    import keras
+
+    variable = keras.Variable(np.zeros((3, 2), np.float32), name="w")
+    with pytest.raises(RunError, match=r"must fit the model; got other shapes for nothing/w \(3, 2\)"):
+        load_variables(toy_run / "weights.safetensors", {"nothing/w": variable})
