@@ -188,7 +188,8 @@ def weights_of(model: MultiTaskModel) -> dict[str, Any]:
 def everything_of(model: keras.Model) -> dict[str, Any]:
     """All that a training step reads and writes: weights, dropout seeds, optimizer, running metrics."""
     groups = {"model": model.variables, "optimizer": model.optimizer.variables, "metric": model.metrics_variables}
-    return {f"{group}/{i}/{v.path}": v for group, variables in groups.items() for i, v in enumerate(variables)}
+    # Not by path: Keras numbers seeds and optimizers through, so that a second model of a process has others.
+    return {f"{group}/{i}/{v.name}": v for group, variables in groups.items() for i, v in enumerate(variables)}
 
 
 def save_variables(path: Path, variables: dict[str, Any], facts: dict[str, Any] | None = None) -> None:

@@ -23,6 +23,7 @@ from serving.http import create_app
 from serving.service import Service
 
 EXAMPLE = {"texts": ["A wonderful film.", "Two hours of my life I will not get back."]}
+EXAMPLE_B = {"texts_b": ["What a great movie!", "It was long."]}
 
 
 class AddressError(Exception):
@@ -84,7 +85,7 @@ def answer(service: Service, listener: socket.socket, config: ServeConfig) -> No
         listener.listen()
     except OSError as error:
         raise _refused(config.http, error) from None
-    print(_greeting(service, listener, config), flush=True)
+    print(greeting(service, listener), flush=True)
     server.run(sockets=[listener])
 
 
@@ -94,10 +95,12 @@ def _refused(http: HttpConfig, error: OSError) -> AddressError:
     return AddressError(Problem("http.host", "be an address this process may listen on", http.host), error)
 
 
-def _greeting(service: Service, listener: socket.socket, config: ServeConfig) -> str:
+def greeting(service: Service, listener: socket.socket) -> str:
+    """The line that says where the server is and how to ask it."""
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    curl = ["curl", "-s", f"{url}/classify", "-H", "content-type: application/json", "-d", json.dumps(EXAMPLE)]
+    example = EXAMPLE if service.reads(pairs=False) else EXAMPLE | EXAMPLE_B
+    curl = ["curl", "-s", f"{url}/classify", "-H", "content-type: application/json", "-d", json.dumps(example)]
     return f"{url} answers from {service.manifest.name} {service.manifest.version}; try: {shlex.join(curl)}"
 
 

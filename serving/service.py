@@ -70,6 +70,10 @@ class Service:
                     answers.truncated[index] |= any(row.truncated for row in rows)
         return answers
 
+    def reads(self, pairs: bool) -> bool:
+        """Whether a head answers single texts, or pairs."""
+        return bool(self._ways(pairs))
+
     def _ways(self, pairs: bool) -> dict[Reads, list[str]]:
         """The ways in which heads read texts (or pairs), and the heads of each."""
         ways: dict[Reads, list[str]] = {}
@@ -116,7 +120,7 @@ class Service:
             raise TextError("texts must hold at least one text; got none")
         if texts_b is not None and len(texts_b) != len(texts):
             raise TextError(f"texts_b must hold as many texts as texts, {len(texts)}; got {len(texts_b)}")
-        if not self._ways(texts_b is not None):
+        if not self.reads(pairs=texts_b is not None):
             rule = "be given: the model reads pairs" if texts_b is None else "be left out: the model reads single texts"
             raise TextError(f"texts_b must {rule}")
         for key, column in {"texts": texts, "texts_b": texts_b or ()}.items():

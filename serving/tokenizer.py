@@ -50,18 +50,18 @@ class Tokenizer:
     def read(self, reads: Reads, texts: Sequence[str], texts_b: Sequence[str] | None = None) -> list[list[Row]]:
         """The rows of each text, or pair, read as `Head.reads` says."""
         if reads == "apart" and texts_b is not None:
-            return self.apart(texts, texts_b)
+            return self._apart(texts, texts_b)
         if reads == "masks":
-            return [[self.masked(text)] if MASK in text else [] for text in texts]
+            return [[self._masked(text)] if MASK in text else [] for text in texts]
         if reads == "pair":
-            return [[row] for row in self.pairs(texts, texts_b or ())]
-        return [[row] for row in (self.words if reads == "words" else self.texts)(texts)]
+            return [[row] for row in self._pairs(texts, texts_b or ())]
+        return [[row] for row in (self._words if reads == "words" else self._texts)(texts)]
 
-    def texts(self, texts: Sequence[str]) -> list[Row]:
+    def _texts(self, texts: Sequence[str]) -> list[Row]:
         """A row for each text."""
         return [self._row(ids) for ids in self._vocabulary.split(_lines(texts))]
 
-    def words(self, texts: Sequence[str]) -> list[Row]:
+    def _words(self, texts: Sequence[str]) -> list[Row]:
         """A row for each text, read word by word."""
         found = [words(text) for text in texts]
         rows = []
@@ -73,13 +73,13 @@ class Tokenizer:
             rows.append(Row(ids, cut, None, text, [word for _, word in begun], [place for place, _ in begun]))
         return rows
 
-    def masked(self, text: str) -> Row:
+    def _masked(self, text: str) -> Row:
         """A row for a text in which the literal [MASK] is the mask."""
         first, *others = self._vocabulary.split(_lines(text.split(MASK)))
         row = self._row(first + [token for ids in others for token in (self.settings.mask_id, *ids)])
         return Row(row.ids, row.truncated, places=np.flatnonzero(row.ids == self.settings.mask_id).tolist())
 
-    def pairs(self, texts: Sequence[str], texts_b: Sequence[str]) -> list[Row]:
+    def _pairs(self, texts: Sequence[str], texts_b: Sequence[str]) -> list[Row]:
         """A row for each pair."""
         rows = []
         for first, second, cut in self._cut_pairs(texts, texts_b, special=3):
@@ -87,7 +87,7 @@ class Tokenizer:
             rows.append(Row(ids, cut, second=len(first) + 2))
         return rows
 
-    def apart(self, texts: Sequence[str], texts_b: Sequence[str]) -> list[list[Row]]:
+    def _apart(self, texts: Sequence[str], texts_b: Sequence[str]) -> list[list[Row]]:
         """Two rows for each pair."""
         cuts = self._cut_pairs(texts, texts_b, special=4)
         return [[Row(self._framed(ids), cut) for ids in (first, second)] for first, second, cut in cuts]

@@ -1,19 +1,24 @@
-"""The bundle's contract: what `load_bundle` accepts and refuses, and what tokenizer and engines make of it."""
+"""The bundle's contract: what `load_bundle` accepts and refuses, and what heads, tokenizer and engines make of it."""
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from serving.bundle import BundleError, load_bundle
+from serving.bundle import Bundle, BundleError, load_bundle
 from serving.engines import ENGINES, EngineError, EngineName, open_engine
+from serving.heads import AnyHead, Seen
+from serving.rows import Row, pad
 from serving.tokenizer import Tokenizer, truncate
+from spans.words import words
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film", "##s", "very", "!", "[", "]", "sep"]
 
@@ -111,20 +116,27 @@ def test_a_manifest_that_is_no_manifest_is_not_a_bundle(tmp_path, content):
         load_bundle(tmp_path)
 
 
-def test_a_newer_format_is_refused_before_its_fields_are_read(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"format": 2, "everything": "else"}')
-    with pytest.raises(BundleError, match=r"has format 2; this server reads up to 1: update the server"):
+@pytest.mark.parametrize("number, advice", [(3, "update the server"), (1, "export the run again")])
+def test_another_format_is_refused_before_its_fields_are_read(tmp_path, number, advice):
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": number, "everything": "else"}))
+    with pytest.raises(BundleError, match=f"has format {number}; this server reads 2: {advice}"):
         load_bundle(tmp_path)
 
 
 def test_wrong_fields_are_reported_together(tmp_path):
-    folder = write_bundle(tmp_path, heads={"stars": {"kind": "regression", "labels": ["a", "a"]}}, max_length=2)
+    heads = {
+        "stars": head("classification", [2], labels=["a", "a"]),
+        "tones": head("multilabel", [3], labels=["a", "b"], thresholds=[0.5, 0.5], reads="nothing"),
+        "names": head("tagging", [2], tags=["O", "B-a", "I-a"]),
+    }
     with pytest.raises(BundleError) as error:
-        load_bundle(folder)
+        load_bundle(write_bundle(tmp_path, heads=heads, max_length=2))
     lines = str(error.value).splitlines()
     assert [line.split(":")[0].strip() for line in lines[1:]] == [
-        "heads.stars.kind", "heads.stars.labels", "tokenizer.max_length",
+        "heads.stars.classification.labels", "heads.tones.multilabel.reads", "heads.names.tagging",
+        "tokenizer.max_length",
     ]  # fmt: skip
+    assert "shape must be the number of tags, [3]; got [2]" in lines[3]
 
 
 def test_changed_and_missing_files_are_all_named_with_both_hashes(tmp_path):
@@ -152,18 +164,92 @@ def test_a_file_the_manifest_does_not_list_is_never_opened(tmp_path):
         Tokenizer(load_bundle(folder))
 
 
+# --- the heads
+
+
+def answer(said: dict, *outputs: object, rows: list[Row] | None = None) -> dict:
+    """The answer of a head to what the model gives for rows."""
+    arrays = [np.array(output, np.float32) for output in outputs]
+    rows = [Row(np.zeros(0, np.int32), False)] * len(arrays) if rows is None else rows
+    return TypeAdapter(AnyHead).validate_python(said).answer(Seen(rows, arrays, lambda token_id: f"t{token_id}"))
+
+
+def test_heads_of_texts_say_labels_values_and_vectors():
+    chosen = answer(head("classification", [2], labels=["a", "b"]), [0.25, 0.75])
+    assert chosen == {"label": "b", "probabilities": {"a": 0.25, "b": 0.75}}
+    said = head("multilabel", [3], labels=["a", "b", "c"], thresholds=[0.25, 0.5, 0.1])
+    assert answer(said, [0.25, 0.25, 0.75])["labels"] == ["a", "c"]
+    assert answer(head("regression", []), -1.5) == {"value": -1.5}
+    assert answer(head("vector", [2]), [0.5, 2.0]) == {"vector": [0.5, 2.0]}
+    assert answer(head("similarity", [2]), [0.5, 0.5]) == {"vector": [0.5, 0.5]}
+    assert answer(head("similarity", [2]), [0.5, 0.5], [0.25, -1.0]) == {"similarity": -0.375}
+
+
+def test_a_tagging_head_names_the_spans_of_the_words_that_were_read():
+    row = Row(
+        np.zeros(6, np.int32), True, None, "a  good film.", [("a", 0, 1), ("good", 3, 7), ("film", 8, 12)], [1, 2, 4]
+    )
+    tags = [[0, 0, 1], [0.25, 0.75, 0], [0, 0.125, 0.875], [1, 0, 0], [0.25, 0, 0.75], [0, 0, 1]]
+    said = head("tagging", [3], tags=["O", "B-x", "I-x"], level="token")
+    (span,) = answer(said, tags, rows=[row])["spans"]
+    score = pytest.approx(2.375 / 3)
+    assert span == {"type": "x", "start": 0, "end": 12, "text": "a  good film", "score": score}
+    stops = said | {"transitions": [[0, 0, 0], [0, 0, 0], [0, 0, -9]], "start": [0, 0, 0], "end": [0, 0, 0]}
+    assert answer(stops, tags, rows=[row])["spans"][0]["text"] == "a  good"
+
+
+def test_a_mask_head_says_the_best_tokens_of_each_mask_and_nothing_without_one():
+    said = head("mlm", [4], level="mask", reads="masks")
+    row = Row(np.zeros(3, np.int32), False, places=[1])
+    guesses = [{"token": "t7", "probability": 0.5}, {"token": "t9", "probability": 0.25}]
+    assert answer(said, [[0, 0, 0, 0], [7, 9, 0.5, 0.25], [0, 0, 0, 0]], rows=[row]) == {"masks": [guesses]}
+    assert answer(said, rows=[]) == {"masks": []}
+
+
+def test_a_head_of_an_unknown_kind_says_its_numbers():
+    assert answer(head("ordinal", [2], steps=3), [0.5, 1.0]) == {"outputs": [[0.5, 1.0]]}
+
+
 # --- the tokenizer
 
 
+def ids(rows: list[list[Row]]) -> list[list[list[int]]]:
+    return [[row.ids.tolist() for row in text] for text in rows]
+
+
 def test_ids_stand_between_cls_and_sep(tmp_path):
-    encoded = Tokenizer(load_bundle(write_bundle(tmp_path))).encode(["A GOOD film!", "films", ""])
-    assert [row.ids.tolist() for row in encoded] == [[2, 5, 6, 8, 11, 3], [2, 8, 9, 3], [2, 3]]
-    assert encoded[0].ids.dtype == np.int32 and not any(row.truncated for row in encoded)
+    rows = Tokenizer(load_bundle(write_bundle(tmp_path))).read("text", ["A GOOD film!", "films", ""])
+    assert ids(rows) == [[[2, 5, 6, 8, 11, 3]], [[2, 8, 9, 3]], [[2, 3]]]
+    assert rows[0][0].ids.dtype == np.int32 and not any(row.truncated for (row,) in rows)
 
 
-def test_special_tokens_inside_a_text_are_ordinary_text(tmp_path):
-    (encoded,) = Tokenizer(load_bundle(write_bundle(tmp_path))).encode(["good [SEP] film"])
-    assert encoded.ids.tolist() == [2, 6, 12, 14, 13, 8, 3]
+def test_special_tokens_inside_a_text_are_ordinary_text_but_for_masks_that_are_asked_about(tmp_path):
+    tokenizer = Tokenizer(load_bundle(write_bundle(tmp_path)))
+    assert ids(tokenizer.read("text", ["good [SEP] film"])) == [[[2, 6, 12, 14, 13, 8, 3]]]
+    masked, without = tokenizer.read("masks", ["[MASK] good [MASK]", "good [SEP] film"])
+    assert (ids([masked]), masked[0].places, without) == ([[[2, 4, 6, 4, 3]]], [1, 3], [])
+
+
+def test_words_keep_the_places_of_those_that_are_read(tmp_path):
+    tokenizer = Tokenizer(load_bundle(write_bundle(tmp_path, truncation="head_tail")))
+    assert tokenizer.words_keep_ids
+    ((row,), (empty,)) = tokenizer.read("words", ["films!  Very \x00 good, a film", "\u200b"])
+    assert row.ids.tolist() == [2, 8, 9, 6, 1, 5, 8, 3] and row.truncated  # without "! very"
+    assert row.words == [("films", 0, 5), ("good", 15, 19), (",", 19, 20), ("a", 21, 22), ("film", 23, 27)]
+    assert row.places == [1, 3, 4, 5, 6]
+    assert (empty.ids.tolist(), empty.words, empty.places) == ([2, 3], [], [])
+
+
+def test_of_a_pair_the_longer_text_gives_way_first(tmp_path):
+    tokenizer = Tokenizer(load_bundle(write_bundle(tmp_path)))
+    texts, texts_b = ["a good film", "a " * 9, "good"], ["bad", "very good", "bad film"]
+    rows = tokenizer.read("pair", texts, texts_b)
+    assert ids(rows) == [[[2, 5, 6, 8, 3, 7, 3]], [[2, 5, 5, 5, 3, 10, 6, 3]], [[2, 6, 3, 7, 8, 3]]]
+    assert [(row.second, row.truncated) for (row,) in rows] == [(5, False), (5, True), (3, False)]
+    assert ids(tokenizer.read("apart", texts, texts_b)) == [
+        [[2, 5, 6, 8, 3], [2, 7, 3]], [[2, 5, 5, 3], [2, 10, 6, 3]], [[2, 6, 3], [2, 7, 8, 3]],
+    ]  # fmt: skip
+    assert ids(tokenizer.read("apart", texts)) == ids(tokenizer.read("text", texts))
 
 
 @pytest.mark.parametrize(
@@ -178,51 +264,89 @@ def test_truncation_keeps_the_budget_from_where_it_says(truncation, kept):
 
 def test_a_cut_text_is_reported(tmp_path):
     tokenizer = Tokenizer(load_bundle(write_bundle(tmp_path, truncation="head_tail")))
-    fits, cut = tokenizer.encode(["a a a a a a", "a good a a a a film"])
+    (fits,), (cut,) = tokenizer.read("text", ["a a a a a a", "a good a a a a film"])
     assert (fits.truncated, fits.ids.tolist()) == (False, [2, 5, 5, 5, 5, 5, 5, 3])
     assert (cut.truncated, cut.ids.tolist()) == (True, [2, 5, 6, 5, 5, 5, 8, 3])
 
 
-def test_rows_are_padded_to_the_longest_of_them(tmp_path):
-    tokenizer = Tokenizer(load_bundle(write_bundle(tmp_path, pad_id=7)))
-    rows = tokenizer.pad(tokenizer.encode(["good", "very good"]))
-    assert rows.token_ids.tolist() == [[2, 6, 3, 7], [2, 10, 6, 3]]
-    assert rows.segment_ids.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert rows.type_ids.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0]]
+def test_rows_are_padded_to_the_longest_of_them():
+    single, pair = Row(np.array([2, 6, 3]), False), Row(np.array([2, 6, 3, 5, 3]), False, second=3)
+    rows = pad([single, pair], pad_id=7)
+    assert rows.token_ids.tolist() == [[2, 6, 3, 7, 7], [2, 6, 3, 5, 3]]
+    assert rows.segment_ids.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert rows.type_ids.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]
+
+
+TRAINING_TEXTS = [
+    "A very, very good film!", "bad [SEP]\nfilms", "", "a " * 50 + "good", "Ä film\u0085s\u3000!", "影 film",
+]  # fmt: skip
+
+
+def assert_training_reads_alike(bundle: Bundle, training: Any) -> None:
+    """Every way of reading gives the ids and words of the training's tokenizer."""
+    tf = pytest.importorskip("tensorflow")
+    tokenizer, texts, texts_b = Tokenizer(bundle), TRAINING_TEXTS, TRAINING_TEXTS[::-1]
+    lines, lines_b = (tf.constant([text.replace("\n", " ") for text in column]) for column in (texts, texts_b))
+    expected = training.encode(lines)
+    rows = [row for (row,) in tokenizer.read("text", texts)]
+    assert [row.ids.tolist() for row in rows] == expected.token_ids.to_list()
+    assert [row.truncated for row in rows] == expected.truncated.numpy().tolist()
+    expected = training.encode(lines, lines_b)
+    rows = [row for (row,) in tokenizer.read("pair", texts, texts_b)]
+    assert [row.ids.tolist() for row in rows] == expected.token_ids.to_list()
+    assert [row.second for row in rows] == expected.second_start.numpy().tolist()
+    expected = training.encode(lines, lines_b, separate=True).token_ids.to_list()
+    assert [[*one, *other] for one, other in ids(tokenizer.read("apart", texts, texts_b))] == expected
+    found = [words(text) for text in texts]
+    joined, numbers = training.encode_words(tf.constant([" ".join(word for word, _, _ in text) for text in found]))
+    rows = [row for (row,) in tokenizer.read("words", texts)]
+    assert [row.ids.tolist() for row in rows] == joined.token_ids.to_list()
+    for row, known, begun in zip(rows, found, numbers.to_list(), strict=True):
+        assert row.places == [place for place, word in enumerate(begun) if word >= 0]
+        assert row.words == [known[word] for word in begun if word >= 0]
 
 
 @pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])
-def test_ids_equal_those_of_training(tmp_path, truncation):
-    tf = pytest.importorskip("tensorflow")
+def test_rows_equal_those_of_training(tmp_path, truncation):
     training = pytest.importorskip("bert_mtl.tokenization")
     folder = write_bundle(tmp_path, truncation=truncation, max_length=7)
     vocab = folder / "tokenizer/vocab.txt"
     training.rust_tokenizer(vocab, lowercase=True).save(str(folder / "tokenizer/tokenizer.json"))
     digest = hashlib.sha256((folder / "tokenizer/tokenizer.json").read_bytes()).hexdigest()
-    edit_manifest(folder, files={"tokenizer/tokenizer.json": digest})
-    texts = ["A very, very good film!", "bad [SEP] films", "", "a " * 50 + "good", "Ä film\u0085s\u3000!", "影 film"]
-    expected = training.WordPieceTokenizer(vocab, lowercase=True, max_length=7, truncation=truncation)
-    expected = expected.encode(tf.constant(texts))
-    actual = Tokenizer(load_bundle(folder)).encode(texts)
-    assert [row.ids.tolist() for row in actual] == expected.token_ids.to_list()
-    assert [row.truncated for row in actual] == expected.truncated.numpy().tolist()
+    bundle = load_bundle(edit_manifest(folder, files={"tokenizer/tokenizer.json": digest}))
+    tokenizer = training.WordPieceTokenizer(vocab, lowercase=True, max_length=7, truncation=truncation)
+    assert_training_reads_alike(bundle, tokenizer)
 
 
-def test_a_sentencepiece_model_gives_its_own_ids(tmp_path):
+def sentencepiece_bundle(folder: Path, **settings: object) -> Bundle:
     sentencepiece = pytest.importorskip("sentencepiece")
-    (tmp_path / "tokenizer").mkdir()
+    (folder / "tokenizer").mkdir(parents=True)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a good film", "a bad film", "very good films"] * 20),
-        model_prefix=str(tmp_path / "tokenizer/spm"), vocab_size=30, hard_vocab_limit=False, minloglevel=2,
+        sentence_iterator=iter(["a good film", "a bad film!", "very, very good films!"] * 20),
+        model_prefix=str(folder / "tokenizer/spm"), vocab_size=30, hard_vocab_limit=False, minloglevel=2,
         pad_id=0, pad_piece="[PAD]", unk_id=1, unk_piece="[UNK]", bos_id=-1, eos_id=-1,
         control_symbols=["[CLS]", "[SEP]", "[MASK]"],
     )  # fmt: skip
-    bundle = load_bundle(write_bundle(tmp_path, kind="sentencepiece", lowercase=False, max_length=64))
-    model = sentencepiece.SentencePieceProcessor(model_file=str(bundle.file("tokenizer/spm.model")))
+    return load_bundle(write_bundle(folder, kind="sentencepiece", lowercase=False, **settings))
+
+
+def test_a_sentencepiece_model_gives_its_own_ids(tmp_path):
+    bundle = sentencepiece_bundle(tmp_path, max_length=64)
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor(model_file=str(bundle.file("tokenizer/spm.model")))
     texts = ["a very good film", "[SEP] film"]
-    for text, row in zip(texts, Tokenizer(bundle).encode(texts), strict=True):
+    for text, (row,) in zip(texts, Tokenizer(bundle).read("text", texts), strict=True):
         assert row.ids.tolist() == [2, *model.encode(text), 3]
         assert 3 not in row.ids[1:-1]
+
+
+def test_sentencepiece_rows_equal_those_of_training(tmp_path):
+    training = pytest.importorskip("bert_mtl.tokenization")
+    bundle = sentencepiece_bundle(tmp_path, max_length=9)
+    assert not Tokenizer(bundle).words_keep_ids
+    tokenizer = training.SentencePieceTokenizer(bundle.file("tokenizer/spm.model"), max_length=9)
+    assert_training_reads_alike(bundle, tokenizer)
 
 
 # --- the engines
@@ -265,3 +389,11 @@ def test_the_dummy_answers_by_the_tokens_alone_whatever_the_padding(tmp_path):
     alone = engine.predict(IDS[:1, :3], ZEROS[:1, :3], SEGMENTS[:1, :3])["imdb"]
     np.testing.assert_allclose(padded, [[2 / 3, 1 / 3], [1 / 3, 2 / 3]], rtol=1e-6)
     np.testing.assert_array_equal(padded[:1], alone)
+
+
+def test_the_dummy_has_numbers_of_every_shape(tmp_path):
+    heads = {"stars": head("regression", []), "names": head("tagging", [3], tags=["O", "B-a", "I-a"], level="token")}
+    found = open_engine("dummy", load_bundle(write_bundle(tmp_path, heads=heads))).predict(IDS, ZEROS, SEGMENTS)
+    assert found["stars"].tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(found["names"][0, 0], [3 / 6, 1 / 6, 2 / 6], rtol=1e-6)  # of token 2
+    assert found["names"].shape == (2, 4, 3)

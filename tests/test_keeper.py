@@ -124,7 +124,7 @@ def test_a_task_counts_once_in_the_score_however_many_heads_it_has(multi_run):
 
 
 def test_without_a_better_epoch_a_run_ends_after_patience_epochs(toy_options, tmp_path):
-    still = ["optimizer.learning_rate=1e-9", "train.epochs=8", "train.patience=2"]
+    still = ["optimizer.learning_rate=1e-20", "optimizer.head_learning_rate=null", "train.epochs=8", "train.patience=2"]
     result = train(entry.compose("train", [*toy_options, *still, f"run.dir={tmp_path}"], TrainConfig))
     assert (result["best_epoch"], len(result["epochs"])) == (1, 3)
 
@@ -135,7 +135,7 @@ def test_without_a_better_epoch_a_run_ends_after_patience_epochs(toy_options, tm
 def test_a_loss_that_is_not_finite_names_head_and_batch_and_keeps_the_last_state(toy_options, tmp_path):
     for part in ("train", "dev", "test"):
         far = [1e30 if (part, number) == ("train", 17) else 0.5 for number in range(24)]
-        rows = [{"text": "the film was good", "label": [value, 1.0]} for value in far]
+        rows = [{"text": "the film was good", "vector": [value, 1.0]} for value in far]
         (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = (
         "+tasks.place={heads: {place: {kind: vector, dim: 2, loss: mse}}, "

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from test_bundle import head, saved_model, write_bundle  # noqa: F401
+from test_bundle import HEADS, head, saved_model, sentencepiece_bundle, write_bundle  # noqa: F401
 
 from conf.entry import validate
 from serving.bundle import load_bundle
@@ -26,7 +26,7 @@ from serving.client import Client, ClientError
 from serving.config import HttpConfig, LimitsConfig, ServeConfig
 from serving.engines import DummyEngine, Engine, EngineError, open_engine
 from serving.http import create_app
-from serving.server import AddressError, bind, serve
+from serving.server import AddressError, bind, greeting, serve
 from serving.service import Service, TextError, plan_batches
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,6 +139,51 @@ def test_every_head_answers_every_text(address, folder):
     assert answer["model"] == {"name": "tiny", "version": "1"}
 
 
+def test_heads_of_pairs_answer_pairs_and_heads_of_texts_answer_texts(tmp_path):
+    heads = TWO_HEADS | {
+        "follows": head("classification", [2], labels=["no", "yes"], reads="pair"),
+        "alike": head("similarity", [3], reads="apart"),
+    }
+    folder = write_bundle(tmp_path, heads=heads)
+    engine = CountingEngine(load_bundle(folder))
+    with running(service_around(engine, folder, batch_tokens=12)) as address, Client(address) as client:
+        single, (pair, other) = client.classify(["good"])[0], client.classify(["good", "a"], ["bad", "film"])
+        assert set(single) == {"imdb", "topic", "alike"} and set(pair) == set(other) == {"follows", "alike"}
+        # [CLS] 2 good 6 [SEP] 3 and [CLS] 2 bad 7 [SEP] 3: their sums leave 2 and 0 when divided by 3
+        first, second = np.array([3, 1, 2]) / 6, np.array([1, 2, 3]) / 6
+        assert single["alike"]["vector"] == pytest.approx(first)
+        assert pair["alike"] == {"similarity": pytest.approx(first @ second)}
+        assert pair["follows"]["probabilities"] == pytest.approx({"no": 2 / 3, "yes": 1 / 3})  # 21 is odd
+        assert engine.shapes == [(1, 3), (2, 5), (4, 3)]
+        with pytest.raises(ClientError, match="422: texts_b.1 must not be empty"):
+            client.classify(["good", "a"], ["bad", ""])
+        with pytest.raises(TypeError):
+            client.classify(["good"], "bad")
+    only = write_bundle(tmp_path / "pairs", heads={"follows": heads["follows"]})
+    service = service_around(DummyEngine(load_bundle(only)), only)
+    with pytest.raises(TextError, match="^texts_b must be given: the model reads pairs$"):
+        asyncio.run(service.classify(["good"]))
+    with bind(HttpConfig(host="127.0.0.1", port=0, drain=5)) as listener:
+        example = json.loads(re.search("-d '(.*)'", greeting(service, listener))[1])
+    assert len(asyncio.run(service.classify(**example)).results) == 2
+
+
+def test_one_row_serves_all_heads_unless_words_have_other_ids(tmp_path):
+    heads = {
+        "imdb": HEADS["imdb"],
+        "names": head("tagging", [3], tags=["O", "B-a", "I-a"], level="token", reads="words"),
+        "words": head("mlm", [2], level="mask", reads="masks"),
+    }
+    wordpiece = load_bundle(write_bundle(tmp_path / "wordpiece", heads=heads))
+    pieces = sentencepiece_bundle(tmp_path / "sentencepiece", heads=heads, max_length=64)
+    for bundle, rows in ((wordpiece, [2, 1]), (pieces, [2, 2, 1])):
+        engine = CountingEngine(bundle)
+        found = asyncio.run(Service(bundle, engine, LIMITS, 8192).classify(["a good film!", "good [MASK]"])).results
+        assert [shape[0] for shape in engine.shapes] == rows
+        assert [set(result) for result in found] == [{"imdb", "names", "words"}] * 2
+        assert [len(result["words"]["masks"]) for result in found] == [0, 1]
+
+
 def test_the_saved_model_answers_over_http(saved_model):  # noqa: F811
     service = service_around(open_engine("auto", load_bundle(saved_model)), saved_model)
     with running(service) as address, Client(address) as client:
@@ -155,6 +200,9 @@ def test_the_saved_model_answers_over_http(saved_model):  # noqa: F811
         ({"texts": []}, 422, "texts must hold at least one text; got none"),
         ({"texts": ["a"] * 51}, 413, "texts must be at most 50 in a request; got 51"),
         ({"texts": ["a", 3]}, 422, "texts.1: Input should be a valid string; got 3"),
+        ({"texts": ["a"], "texts_b": ["b"]}, 422, "texts_b must be left out: the model reads single texts"),
+        ({"texts": ["a"], "texts_b": ["b", "c"]}, 422, "texts_b must hold as many texts as texts, 1; got 2"),
+        ({"texts": ["a"], "texts_b": [0]}, 422, "texts_b.0: Input should be a valid string; got 0"),
         ({"texts": "good"}, 422, "texts: Input should be a valid list; got 'good'"),
         ({"text": "good"}, 422, "the body: Only the keys texts and texts_b are known; got {'text': 'good'}"),
         ({}, 422, "texts: Field required"),

@@ -81,7 +81,7 @@ train(entry.compose("train", sys.argv[1:], TrainConfig))
 
 def test_two_replicas_follow_the_losses_of_one_device_in_every_head(multi_options, tmp_path):
     exact = ["model.dropout=0.0", "optimizer.clip_norm=null", "train.epochs=2"]  # clipping is each replica's own
-    options = [*two_tasks(multi_options), *exact, "input.row_length=64", "train.test=false"]
+    options = [*two_tasks(multi_options), *exact, "input.row_length=32", "train.test=false"]
     mirrored = ["strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]", f"run.dir={tmp_path / 'two'}"]
     subprocess.run([sys.executable, "-c", MIRRORED, *options, *mirrored], check=True, capture_output=True)
     run_training(options, tmp_path / "one")
@@ -134,12 +134,15 @@ def test_more_layers_to_learn_than_there_are_is_refused_by_model_and_task(toy_op
 
 
 @pytest.mark.parametrize("part", ["train", "dev"])
-def test_a_head_without_any_label_is_refused_with_its_part(part, toy_options, tmp_path):
+def test_a_head_that_a_limit_leaves_without_labels_is_refused_with_its_part(part, toy_options, tmp_path):
     for name in ("train", "dev", "test"):
-        rows = [{"text": "good film", "mood": "ab"[i % 2], "score": None if name == part else i} for i in range(4)]
+        rows = [{"text": f"good film {i}", "mood": "ab"[i % 2], "score": i} for i in range(40)]
+        unknown = rows[1:] if name == part else []
+        for row in unknown:
+            row["score"] = None
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = (
-        "+tasks.seen={heads: {mood: {kind: classification, labels: [a, b]}, score: {kind: regression}}, "
+        "+tasks.seen={limit: 4, heads: {mood: {kind: classification, labels: [a, b]}, score: {kind: regression}}, "
         f"sources: {{sample: {{format: jsonl, path: '{tmp_path}/{{part}}.jsonl', "
         "columns: {text: text, mood: mood, score: score}}}}"
     )
