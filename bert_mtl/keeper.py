@@ -1,10 +1,11 @@
 """What a training keeps: dev scores after every epoch, the selected weights, and a state to resume from exactly."""
 
+import itertools
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -135,19 +136,16 @@ class Keeper(keras.callbacks.Callback):
         """What is said of a loss that is not finite; the batch's examples are written to the run's folder."""
         heads = [name for name in self.model.heads if not np.isfinite(logs[f"{name}_loss"])]
         with closing(self.train.batches(self.epoch, self.offset)) as batches:
-            found = next(batches)
-        names, read = list(self.run.tasks), found["index"] >= 0
-        examples: dict[str, list[int]] = {name: [] for name in names}
-        for task, index in zip(found["task"][read], found["index"][read], strict=True):
-            examples[names[task]].append(int(index))
+            found = list(itertools.islice(batches, self.train.replicas))
+        examples = [example for batch in found for example in examples_of(batch, self.train)]
         file = self.run.folder / f"broken-batch-{self.step + 1}.json"
         with atomic_write(file) as written:
             facts = {"step": self.step + 1, "heads": heads, "examples": examples}
-            written.write(json.dumps(facts, indent=1).encode())
+            written.write(json.dumps(facts, ensure_ascii=False, indent=1).encode())
         return (
             f"the loss of {' and '.join(heads) or 'every head together'} must stay finite; got {logs['loss']} at step "
-            f"{self.step + 1}. The places of its examples in the train parts: {file}. Lower optimizer.learning_rate or "
-            "set optimizer.clip_norm. "
+            f"{self.step + 1}, whose texts and labels are in {file}. Lower optimizer.learning_rate or set "
+            "optimizer.clip_norm. "
             + ("The last good state is kept." if self.run.state.exists() else "No state has been saved yet.")
         )
 
@@ -163,3 +161,19 @@ class Keeper(keras.callbacks.Callback):
 def task_sizes(pipeline: Pipeline) -> dict[str, int]:
     """Task -> examples of the pipeline's part."""
     return {reader.task.name: reader.examples for reader in pipeline.readers}
+
+
+def examples_of(batch: Mapping[str, np.ndarray], pipeline: Pipeline) -> Iterator[dict]:
+    """The examples of a batch as one reads them: `task`, `tokens` (of both texts) and `labels` of text heads."""
+    tasks, tokens = {reader.task.number: reader.task for reader in pipeline.readers}, pipeline.tokenizer.tokens
+    for segment in np.flatnonzero(batch["index"] >= 0):
+        own = np.isin(batch["segment_ids"], [segment + 1, batch["partner"][segment] + 1])
+        task = tasks[int(batch["task"][segment])]
+        heads = [
+            label.name for label in task.labels if label.level == "text" and batch[f"weight.{label.name}"][segment]
+        ]
+        yield {
+            "task": task.name,
+            "tokens": " ".join(tokens[token] for token in batch["token_ids"][own]),
+            "labels": {head: batch[f"label.{head}"][segment].tolist() for head in heads},
+        }

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bert_mtl.config import TrainConfig
+from bert_mtl.config import ExportConfig, TrainConfig
 from bert_mtl.encoder import BertEncoder, EncoderConfig
-from bert_mtl.export import write_bundle
+from bert_mtl.export import export, write_bundle
 from bert_mtl.multitask import make_model
 from bert_mtl.predict import Predictor
 from bert_mtl.runs import Facts, Run, RunError, open_run, save_variables, start_run, weights_of
@@ -149,9 +149,11 @@ def test_the_server_answers_pairs_as_the_run_does(served, predictor):
     assert {kind for answer in answers for kind in answer["alike"]} == {"similarity"}
 
 
-def test_a_bundle_of_masked_words_alone_answers_masks(tmp_path, tokenizer):
-    run = make_run(tmp_path / "run", ["words"], tokenizer)
-    bundle = exported(run)
+def test_the_command_exports_masked_words_alone_too(tmp_path, tokenizer, capsys):
+    run, bundle = make_run(tmp_path / "run", ["words"], tokenizer), tmp_path / "bundle"
+    export(ExportConfig(run=str(run.folder), bundle=str(bundle), name=None))
+    assert f"python -m serving.server bundle={bundle}" in capsys.readouterr().out
+    assert load_bundle(bundle).manifest.name == "words"
     assert set(tf.saved_model.load(str(bundle / "saved_model")).signatures) == {"ids", "serving_default"}
     assert_alike(server(bundle)(TEXTS), Predictor(run.folder).predict(TEXTS))
 
