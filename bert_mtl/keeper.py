@@ -81,10 +81,10 @@ class Keeper(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         seconds = time.perf_counter() - self.started
-        self.model.weighting.end_epoch()
         losses = {name: float(value) for name, value in logs.items()}
         counts = dict(zip(self.run.tasks, self.epoch.counts, strict=True))
         entry = {"epoch": epoch + 1, **losses, "examples": counts, "weights": self.model.weighting.current()}
+        self.model.weighting.end_epoch()
         with averaged_weights(self.model):
             dev = part_metrics(self.model, self.dev, tune=True)
             tuned = {name: head.tuned for name, head in self.model.heads.items() if head.tuned}
@@ -99,17 +99,16 @@ class Keeper(keras.callbacks.Callback):
         self.epoch, self.offset = self.epoch.following(self._counts(epoch + 1, dev)), 0
         self.steps = self.train.steps(self.epoch)
         self.save()
-        self._report(losses, dev, counts)
+        self._report(losses, **self.epochs[-1])
 
-    def _report(self, losses: dict[str, float], dev: dict[str, dict[str, float]], counts: dict[str, int]) -> None:
+    def _report(self, losses: dict[str, float], examples: dict, weights: dict, dev: dict, **_: Any) -> None:
         """A line a head in the log, and everything to the tracker."""
-        weights = self.model.weighting.current()
-        total = sum(counts.values())
+        total = sum(examples.values())
         tracked = {f"dev_{head}_{name}": value for head, found in dev.items() for name, value in found.items()}
-        tracked |= {f"share_{task}": count / total for task, count in counts.items()}
+        tracked |= {f"share_{task}": count / total for task, count in examples.items()}
         tracked |= {f"weight_{head}": value for head, value in weights.items()}
         self.track(losses | tracked, self.step)
-        shares = ", ".join(f"{task} {count:,} ({count / total:.1%})" for task, count in counts.items())
+        shares = ", ".join(f"{task} {count:,} ({count / total:.1%})" for task, count in examples.items())
         log.info("epoch %d: loss %.4f; examples: %s", len(self.epochs), losses["loss"], shares)
         for head, found in dev.items():
             scores = ", ".join(f"{name} {value:.4f}" for name, value in found.items())

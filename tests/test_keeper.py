@@ -83,12 +83,14 @@ def test_rates_follow_the_dev_scores_of_the_epoch_before(whole):
     assert len({tuple(epoch["examples"].values()) for epoch in epochs}) > 2
 
 
-def test_weights_are_those_of_the_next_epoch_and_sum_to_the_heads(whole):
-    first, second, *later = [epoch["weights"] for epoch in epochs_of(whole)]
-    assert first == {"imdb": 1.0, "numbers_spans": 1.0}
-    assert later[0] != later[1] and later[0]["imdb"] != 1.0
-    for weights in (second, *later):
-        assert sum(weights.values()) == pytest.approx(2)
+def test_weights_follow_the_losses_of_the_two_epochs_before(whole):
+    epochs = epochs_of(whole)
+    assert [epoch["weights"] for epoch in epochs[:2]] == [{"imdb": 1.0, "numbers_spans": 1.0}] * 2
+    for older, old, epoch in zip(epochs, epochs[1:], epochs[2:], strict=False):
+        ratios = np.array([old[f"{head}_loss"] / older[f"{head}_loss"] for head in ("imdb", "numbers_spans")])
+        expected = 2 * np.exp(ratios / 2) / np.exp(ratios / 2).sum()  # Liu et al. 2019, at temperature 2
+        assert list(epoch["weights"].values()) == pytest.approx(expected, rel=0.02)
+        assert abs(expected[0] - 1) > 0.02
 
 
 def test_the_best_epoch_has_the_highest_mean_of_the_tasks_scores(whole):
