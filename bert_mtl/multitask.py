@@ -77,15 +77,17 @@ class MultiTaskModel(keras.Model):
     def answer(self, batch: Mapping[str, Any], heads: Sequence[str]) -> dict[str, Any]:
         """What the named heads answer to a batch (`Head.answer`), by a graph that is traced once for these heads."""
         names = tuple(heads)
+        labels = {name: batch[f"label.{name}"] for name in names if f"label.{name}" in batch}
+        arguments = model_inputs(batch, names), labels
         if names not in self.answerers:
 
             def answers(inputs, labels):
                 outputs = self(inputs, training=False, heads=names)
                 return {name: self.heads[name].answer(outputs[name], labels.get(name), inputs) for name in names}
 
-            self.answerers[names] = tf.function(answers, autograph=False, reduce_retracing=True)
-        labels = {name: batch[f"label.{name}"] for name in names if f"label.{name}" in batch}
-        return self.answerers[names](model_inputs(batch, names), labels)
+            any_shape = tf.nest.map_structure(lambda value: tf.TensorSpec([None] * value.ndim, value.dtype), arguments)
+            self.answerers[names] = tf.function(answers, input_signature=any_shape, autograph=False)
+        return self.answerers[names](*arguments)
 
     # ---- training ----
     @property
