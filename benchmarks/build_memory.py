@@ -4,22 +4,19 @@ Builds synthetic corpora of short rows, each by `python -m data_prep.build` in a
 resident memory of that process and of its joblib workers. Flat means: ten times the rows, the same memory.
 """
 
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.machine import save
 from data_prep.vocab import train_wordpiece
 
-RESULTS = Path(__file__).parent / "results" / "build_memory.json"
 SAMPLE = Path(__file__).parents[1] / "data_prep" / "sample" / "imdb" / "train.jsonl"
 SECONDS_BETWEEN_SAMPLES = 0.1
 TASK = """# @package tasks.rows
@@ -101,14 +98,8 @@ def main() -> None:
     facts = {
         "what": "python -m data_prep.build on JSONL rows of 5 to 29 words, 2 loky workers; peaks of resident memory",
         "builds": results,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("tensorflow", "tensorflow-text", "joblib", "numpy")},
-        "python": platform.python_version(),
-        "date": datetime.date.today().isoformat(),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"results: {RESULTS}")
+    print(f"results: {save('build_memory', facts, 'tensorflow', 'tensorflow-text', 'joblib', 'numpy')}")
 
 
 if __name__ == "__main__":

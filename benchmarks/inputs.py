@@ -10,19 +10,17 @@ workers and builds the graphs.
 
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import tensorflow as tf
 
-from benchmarks.tokenizer import REPOSITORY, SHARED, cpu_name
+from benchmarks.machine import save
+from benchmarks.tokenizer import REPOSITORY, SHARED
 from bert_mtl.config import PrepareConfig
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.part_reader import PartReader
@@ -33,7 +31,6 @@ from conf import entry
 from data_prep.build import build
 from data_prep.vocab import train_wordpiece
 
-RESULT = Path(__file__).parent / "results" / "inputs.json"
 KINDS = ("tfrecord", "generator", "textline")
 ROWS, BATCH, MAX_LENGTH, ROUNDS = 20_000, 32, 256, 3
 
@@ -63,15 +60,8 @@ def main() -> None:
         "examples": examples,
         "tokens_an_example": round(float(tokens), 1),
         "settings": {"batch_size": BATCH, "max_length": MAX_LENGTH, "packing": "packed", "workers": os.cpu_count()},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
-        "versions": {
-            name: version(name) for name in ("tensorflow", "tensorflow-text", "tokenizers", "joblib", "numpy")
-        },
-        "python": platform.python_version(),
-        "date": date.today().isoformat(),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save("inputs", result, "tensorflow", "tensorflow-text", "tokenizers", "joblib", "numpy")
     print(f"{data}: {examples:,} examples of {tokens:.0f} tokens on average")
     for kind in KINDS:
         print(f"{kind} {rates[kind]:,}/s, plain {rates['plain']:,}/s, ratio {result['ratio_to_plain'][kind]}")

@@ -1,65 +1,92 @@
 """Each task alone and all of them together, under the same budget: does learning together help, and whom?
 
-    python -m benchmarks.multitask data=../shared/data tasks=imdb:2000,trec:500,stsb epochs=2 seeds=1,2,3
+    python -m benchmarks.multitask data=../shared/data tasks=imdb:2000,sst2:500 epochs=2 seeds=1,2,3
 
-`tasks` gives the train rows of each task after a colon (all without one). Alone and together a task is seen for the
-same number of epochs, so all the single runs cost as many steps as the one together. What counts is every head's own
-metric on dev after the last epoch: nothing is selected, no test part is looked at. Further arguments are settings of
-`bert_mtl.train` for all runs. Runs are kept in the folder `runs`, so that an interrupted call goes on.
+`tasks` gives the train rows of each task after a colon (all without one). Together the runs see as many examples as all
+single runs do, unless `together` says otherwise: settings of `bert_mtl.train` for that run alone (a larger batch, a
+mixing), separated by blanks. What counts is every head's own metric on dev after the last epoch: nothing is selected,
+no test part is looked at. Further arguments are settings for all runs. Every run is a process, `jobs` at a time, kept
+in the folder `runs`, so that an interrupted call goes on. The result is `benchmarks/results/<result>.json`.
 """
 
 import hashlib
 import json
 import os
-import platform
+import shlex
+import subprocess
 import sys
-from datetime import date
-from importlib.metadata import version
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.tokenizer import cpu_name
+from benchmarks.machine import save
 from bert_mtl.config import TrainConfig
 from bert_mtl.tasks import make_tasks
-from bert_mtl.train import train
 from conf import entry
 
-RESULT = Path(__file__).parent / "results" / "multitask.json"
-OWN = {"data": "../shared/data", "tasks": "", "epochs": "2", "seeds": "1,2,3", "runs": "runs/multitask"}
+OWN = {"data": "../shared/data", "tasks": "", "together": "", "epochs": "2", "seeds": "1,2,3"}
+OWN |= {"jobs": "1", "runs": "runs/multitask", "result": "multitask"}
+
+
+class Job(NamedTuple):
+    """A training: whether of one task `alone` or of all `together`, and its settings."""
+
+    kind: str
+    overrides: list[str]
 
 
 def main() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     own = {key: given.pop(key, default) for key, default in OWN.items()}
-    limits = {name: limit for name, _, limit in (text.partition(":") for text in own["tasks"].split(","))}
-    seeds = [int(seed) for seed in own["seeds"].split(",")]
-    settings = ["data=full", f"data.path={own['data']}", f"train.epochs={own['epochs']}"]
-    settings += ["train.select=last", "train.test=false", *(f"{key}={value}" for key, value in given.items())]
+    jobs = list(jobs_of(own, [f"{key}={value}" for key, value in given.items()]))
+    with ThreadPoolExecutor(int(own["jobs"])) as pool:
+        found = list(pool.map(lambda job: dev_scores(Path(own["runs"]), job.overrides), jobs))
     scores: dict[str, dict[str, list[float]]] = {}
-    for seed in seeds:
-        for group in [[name] for name in limits] + [list(limits)]:
-            own_limits = [f"++tasks.{name}.limit={limits[name]}" for name in group if limits[name]]
-            choice = [f"task=[{','.join(group)}]", f"seed={seed}", *own_limits, *settings]
-            kind = "alone" if len(group) == 1 else "together"
-            for head, score in dev_scores(Path(own["runs"]), choice).items():
-                scores.setdefault(head, {"alone": [], "together": []})[kind].append(score)
-        show(scores, limits)
-        save({"scores": scores, "tasks": own["tasks"], "epochs": own["epochs"], "seeds": seeds, "settings": settings})
+    for job, by_head in zip(jobs, found, strict=True):
+        for head, score in by_head.items():
+            scores.setdefault(head, {"alone": [], "together": []})[job.kind].append(score)
+    show(scores, limits_of(own["tasks"]))
+    save(own.pop("result"), {"scores": scores, **own, "settings": given}, "tensorflow", "keras")
+
+
+def limits_of(tasks: str) -> dict[str, str]:
+    """Task -> how many train rows it has, as text; empty: all."""
+    return {name: limit for name, _, limit in (text.partition(":") for text in tasks.split(","))}
+
+
+def jobs_of(own: dict[str, str], settings: list[str]) -> Iterator[Job]:
+    """The runs of all seeds, the longest (those of all tasks) first."""
+    settings = [f"data.path={own['data']}", f"train.epochs={own['epochs']}", *settings]
+    settings = ["data=full", "train.select=last", "train.test=false", *settings]
+    limits = limits_of(own["tasks"])
+    for kind in ("together", "alone"):
+        for seed in own["seeds"].split(","):
+            for group in [list(limits)] if kind == "together" else [[name] for name in limits]:
+                rows = [f"++tasks.{name}.limit={limits[name]}" for name in group if limits[name]]
+                extra = shlex.split(own["together"]) if kind == "together" else []
+                values = dict(text.split("=", 1) for text in [*settings, *extra])
+                choice = [f"{key}={value}" for key, value in values.items()]
+                yield Job(kind, [f"task=[{','.join(group)}]", f"seed={seed}", *rows, *choice])
 
 
 def dev_scores(folder: Path, overrides: list[str]) -> dict[str, float]:
     """Head (with its metric) -> score on dev after the last epoch of the run of these settings."""
     run = folder / hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:16]
-    config = entry.compose("train", [*overrides, f"run.dir={run}"], TrainConfig)
-    if (run / "config.yaml").exists():
-        config = entry.compose("train", [*overrides, f"run.resume={run}"], TrainConfig)
     finished = run / "metrics.json"
-    result = json.loads(finished.read_text()) if finished.exists() else train(config)
+    if not finished.exists():
+        arguments = [f"run.resume={run}"] if (run / "config.yaml").exists() else [*overrides, f"run.dir={run}"]
+        several = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # else the first of several runs takes all of a GPU's memory
+        command = [sys.executable, "-m", "bert_mtl.train", *arguments]
+        print(shlex.join(command), flush=True)
+        subprocess.run(command, env=os.environ | several, check=True, stdout=subprocess.DEVNULL)
+    config = entry.compose("train", overrides, TrainConfig)
     heads = [head for task in make_tasks(config.tasks).values() for head in task.heads.values()]
-    last = result["epochs"][-1]["dev"]
+    last = json.loads(finished.read_text())["epochs"][-1]["dev"]
     return {f"{head.name} ({head.metric})": last[head.name][head.metric] for head in heads}
 
 
@@ -77,16 +104,6 @@ def spread(values: list[float]) -> str:
     """Mean and deviation in points."""
     deviation = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * mean(values):.2f}{deviation}"
-
-
-def save(result: dict) -> None:
-    """Writes the result beside what it was measured on."""
-    result |= {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("tensorflow", "keras")},
-        "date": date.today().isoformat(),
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

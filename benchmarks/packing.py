@@ -9,19 +9,16 @@ as packed rows have, which XLA compiles once.
 """
 
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.tokenizer import REPOSITORY, SHARED, cpu_name
+from benchmarks.machine import save
+from benchmarks.tokenizer import REPOSITORY, SHARED
 from bert_mtl.config import PrepareConfig
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.packing import Packing
@@ -32,7 +29,6 @@ from conf import entry
 from data_prep.build import build
 from data_prep.vocab import train_wordpiece
 
-RESULT = Path(__file__).parent / "results" / "packing.json"
 BATCH, SHORT = 32, 1_000_000
 LENGTHS = {"imdb": (256, 512)}  # tokenizer.max_length; 128 for all others
 TASKS = "ag_news atis chnsenticorp cola goemotions imdb mrpc rte snips sst2 stsb trec wnut17".split()
@@ -48,13 +44,8 @@ def main() -> None:
         "fill": fills,
         "plan": {"examples": SHORT, "tokens": "5 to 40", "row_length": 256, "seconds": seconds, "fill": fill},
         "settings": {"batch_size": BATCH, "window": 8192},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("tensorflow", "tensorflow-text", "numpy")},
-        "python": platform.python_version(),
-        "date": date.today().isoformat(),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save("packing", result, "tensorflow", "tensorflow-text", "numpy")
     print(f"{SHORT:,} texts of 5 to 40 tokens planned in {seconds} s, fill {fill:.1%}")
 
 

@@ -8,25 +8,22 @@ pretrained one in .cache, else one trained on the texts. The two take turns; the
 
 import json
 import os
-import platform
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import tensorflow as tf
 
+from benchmarks.machine import save
 from bert_mtl.tokenization import WordPieceTokenizer, rust_tokenizer
 from data_prep.vocab import train_wordpiece
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("BERT_MTL_SHARED", REPOSITORY.parent / "shared" / "data"))
-RESULT = Path(__file__).parent / "results" / "tokenizer.json"
 MAX_LENGTH, BATCH, THREADS, ROUNDS, LIMIT = 512, 250, 2, 7, 10_000
 
 Rows = list[list[int]]
@@ -56,12 +53,8 @@ def main() -> None:
         "data": data,
         "texts": len(texts),
         "settings": {"max_length": MAX_LENGTH, "vocab_size": vocab_size, "threads": THREADS, "batch": BATCH},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("tensorflow", "tensorflow-text", "tokenizers")},
-        "date": date.today().isoformat(),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save("tokenizer", result, "tensorflow", "tensorflow-text", "tokenizers")
     print(f"{len(texts)} texts ({data}), {differing} rows differ")
     print(f"graph {medians['graph']:,} texts/s, rust {medians['rust']:,} texts/s, ratio {result['ratio']}")
 
@@ -103,14 +96,6 @@ def rust_run(vocab_file: Path, texts: list[str]) -> Callable[[], Callable[[], Ro
         return lambda: [encoding.ids for encoding in done]
 
     return run
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

@@ -7,14 +7,8 @@ weighting, AdamW. The kinds take turns, a step each; compared is the median of t
 other work on the machine hardly shows.
 """
 
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
@@ -24,12 +18,11 @@ import tensorflow as tf
 import yaml
 from keras import ops
 
-from benchmarks.tokenizer import cpu_name
+from benchmarks.machine import save
 from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.weighting import WEIGHTINGS, make_weighting
 from conf.entry import CONF_DIR
 
-RESULT = Path(__file__).parent / "results" / "weighting.json"
 SIZES = {"vocab_size": 30_522, "hidden_dim": 128, "num_layers": 4, "num_heads": 2, "intermediate_dim": 512}
 HEADS, LABELS, ROWS, LENGTH, ROUNDS = 3, 4, 16, 128, 20
 
@@ -51,13 +44,8 @@ def main() -> None:
         "ratio_to_static": ratios,
         "fastest_ms_per_step": {kind: round(min(values[1:]), 1) for kind, values in wall.items()},
         "settings": {**SIZES, "heads": HEADS, "rows": ROWS, "length": LENGTH, "rounds": ROUNDS, "dtype": "float32"},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("tensorflow", "keras", "numpy")},
-        "python": platform.python_version(),
-        "date": date.today().isoformat(),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save("weighting", result, "tensorflow", "keras", "numpy")
     print(f"{'weighting':<12} {'ms a step':>9} {'to static':>9}")
     for kind in steps:
         print(f"{kind:<12} {medians[kind]:>9.1f} {ratios[kind]:>9.2f}")
