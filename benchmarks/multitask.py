@@ -64,14 +64,14 @@ def jobs_of(own: dict[str, str], settings: list[str]) -> Iterator[Job]:
     settings = [f"data.path={own['data']}", f"train.epochs={own['epochs']}", *settings]
     settings = ["data=full", "train.select=last", "train.test=false", *settings]
     limits = limits_of(own["tasks"])
-    for kind in ("together", "alone"):
+    for group in [list(limits), *([name] for name in limits)]:
+        kind = "alone" if len(group) == 1 else "together"
+        rows = [f"++tasks.{name}.limit={limits[name]}" for name in group if limits[name]]
+        extra = shlex.split(own["together"]) if kind == "together" else []
+        values = dict(text.split("=", 1) for text in [*settings, *extra])
+        choice = [*rows, *(f"{key}={value}" for key, value in values.items())]
         for seed in own["seeds"].split(","):
-            for group in [list(limits)] if kind == "together" else [[name] for name in limits]:
-                rows = [f"++tasks.{name}.limit={limits[name]}" for name in group if limits[name]]
-                extra = shlex.split(own["together"]) if kind == "together" else []
-                values = dict(text.split("=", 1) for text in [*settings, *extra])
-                choice = [f"{key}={value}" for key, value in values.items()]
-                yield Job(kind, [f"task=[{','.join(group)}]", f"seed={seed}", *rows, *choice])
+            yield Job(kind, [f"task=[{','.join(group)}]", f"seed={seed}", *choice])
 
 
 def dev_scores(folder: Path, overrides: list[str]) -> dict[str, float]:
