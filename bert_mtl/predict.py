@@ -40,8 +40,9 @@ class Predictor:
         texts_b: Sequence[str | Sequence[str]] | None = None,
         batch_size: int = 32,
     ) -> list[dict]:
-        """One dictionary a text (or pair), by the full names of the heads that read texts (or pairs): what the head's
-        kind decodes, such as `{"label": name, "probabilities": {label: p}}`.
+        """One dictionary a text (or pair), by the full names of the heads: what the head's kind decodes, such as
+        `{"label": name, "probabilities": {label: p}}`. Heads that learned from pairs answer pairs alone; all others
+        answer pairs too, about the first text.
 
         Tagging heads answer `{"spans": [{"type", "start", "end", "text", "score"}]}`, in characters of the text; mask
         heads `{"masks": [[{"token", "probability"}, …], …]}`, the best tokens for each literal [MASK] in the text.
@@ -49,7 +50,7 @@ class Predictor:
         with single spaces between them.
 
         The encoder reads a text once for all heads. Only these take a row each of the same batches: every task where
-        the encoder knows tasks, pairs whose texts are read apart, texts with a [MASK], and, with SentencePiece, words.
+        the encoder knows tasks, a pair beside its first text, texts with a [MASK], and, with SentencePiece, words.
 
         Raises:
             TypeError: one text instead of a list of texts.

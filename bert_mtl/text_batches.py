@@ -69,6 +69,7 @@ class Reading:
     Attributes:
         task: its number, for encoders that read tasks.
         heads: those that read this way.
+        pair: both texts of a pair, not its first one alone.
         separate: the two texts of a pair are segments of their own.
         words: word by word.
         masks: only texts that hold [MASK], which is the mask and not four letters between brackets.
@@ -76,6 +77,7 @@ class Reading:
 
     task: int
     heads: tuple[Head, ...] = ()
+    pair: bool = False
     separate: bool = False
     words: bool = False
     masks: bool = False
@@ -88,23 +90,33 @@ def tasks_reading(run: Run, pair: bool) -> list[Task]:
 
 
 def readings(run: Run, pair: bool) -> list[Reading]:
-    """How the run's tasks read single texts, or pairs; none where no task does."""
+    """How the run's tasks read single texts, or pairs; none where no task does. Of a pair, tasks that learned from
+    single texts read the first one."""
+    if not pair:
+        return _readings(run, tasks_reading(run, pair=False), pair=False)
+    paired = tasks_reading(run, pair=True)
+    rest = [task for task in run.tasks.values() if task not in paired] if paired else []
+    return _readings(run, paired, pair=True) + _readings(run, rest, pair=False)
+
+
+def _readings(run: Run, tasks: Sequence[Task], pair: bool) -> list[Reading]:
     # The words of a text, joined by spaces, are other pieces than the text itself.
     own_words = pair or run.tokenizer.kind == "sentencepiece"
     groups: dict[tuple, list[Task]] = {}
-    for task in tasks_reading(run, pair):
+    for task in tasks:
         masks = any(head.level == "mask" for head in task.heads.values())
         own_task = run.facts.encoder.reads_tasks and task.number
         groups.setdefault((own_task, pair and task.separate, own_words and task.words, masks), []).append(task)
     return [
         Reading(
-            task=tasks[0].number,
-            heads=tuple(head for task in tasks for head in task.heads.values()),
+            task=alike[0].number,
+            heads=tuple(head for task in alike for head in task.heads.values()),
+            pair=pair,
             separate=separate,
-            words=any(task.words for task in tasks),
+            words=any(task.words for task in alike),
             masks=masks,
         )
-        for (_, separate, _, masks), tasks in groups.items()
+        for (_, separate, _, masks), alike in groups.items()
     ]
 
 
@@ -139,7 +151,7 @@ def _window(
     tokenizer: Tokenizer, reading: Reading, texts: Sequence[Text], texts_b: Sequence[Text] | None
 ) -> Window | None:
     """The examples that a reading makes of texts; None where it makes none."""
-    pairs = [(text,) for text in texts] if texts_b is None else list(zip(texts, texts_b, strict=True))
+    pairs = list(zip(texts, texts_b, strict=True)) if reading.pair and texts_b else [(text,) for text in texts]
     index = np.array(
         [place for place, pair in enumerate(pairs) if not reading.masks or any(MASK in text.text for text in pair)],
         np.int32,

@@ -51,7 +51,7 @@ class Service:
         self._works = False
 
     async def classify(self, texts: Sequence[str], texts_b: Sequence[str] | None = None) -> Answers:
-        """Answers for one request's texts, or pairs where `texts_b` is given.
+        """Answers for one request's texts, or pairs where `texts_b` is given: these from all heads.
 
         Raises `TooManyTexts` and `TextError` for what the limits refuse or no head reads, `EngineError` where the model
         fails.
@@ -75,10 +75,14 @@ class Service:
         return bool(self._ways(pairs))
 
     def _ways(self, pairs: bool) -> dict[Reads, list[str]]:
-        """The ways in which heads read texts (or pairs), and the heads of each."""
+        """The ways in which heads read texts (or pairs), and the heads of each; none where no head reads them so. Of a
+        pair, heads of single texts read the first one."""
         ways: dict[Reads, list[str]] = {}
-        for name, head in self.manifest.heads.items():
-            if head.reads == "apart" or (head.reads == "pair") == pairs:
+        heads = self.manifest.heads
+        if pairs and not any(head.reads in ("pair", "apart") for head in heads.values()):
+            return ways
+        for name, head in heads.items():
+            if pairs or head.reads != "pair":
                 ways.setdefault("text" if head.reads == "apart" and not pairs else head.reads, []).append(name)
         if "words" in ways and self._tokenizer.words_keep_ids:
             ways["words"] += ways.pop("text", [])

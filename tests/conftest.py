@@ -134,7 +134,7 @@ def write_multi_tasks(folder: Path) -> list[str]:
     for part, count in (("train", 48), ("dev", 16), ("test", 16)):
         rows: dict[str, list[dict]] = {"numbers": [], "alike": [], "words": []}
         for _ in range(count):
-            parts = fill.choices(["the", "film", "plot", "was", "anna", "one two", "three"], k=fill.randint(2, 9))
+            parts = fill.choices(["the", "film", "plot", "was", "anna", "é", "one two", "three"], k=fill.randint(2, 9))
             tokens = " ".join(parts).split()
             tags = [{"one": "B-number", "two": "I-number", "three": "B-number"}.get(token, "O") for token in tokens]
             rows["numbers"].append({"tokens": tokens, "tags": tags})
@@ -148,7 +148,7 @@ def write_multi_tasks(folder: Path) -> list[str]:
     heads = {
         "numbers": "{spans: {kind: tagging, labels: [number]}}",
         "alike": "{alike: {kind: regression, minimum: 0, maximum: 5}}",
-        "words": "{words: {kind: mlm}}",
+        "words": "{words: {kind: mlm, weight: 4}}",
     }
     columns = {"alike": ", columns: {text_b: text_b}"}
     return [
@@ -171,5 +171,5 @@ def multi_run(multi_options, tmp_path_factory) -> Path:
     from bert_mtl.train import train
 
     folder = tmp_path_factory.mktemp("multi_run")
-    train(entry.compose("train", [*multi_options, f"run.dir={folder}"], TrainConfig))
+    train(entry.compose("train", [*multi_options, "train.epochs=12", "train.select=last", f"run.dir={folder}"], TrainConfig))
     return folder

@@ -145,7 +145,7 @@ def test_predicting_the_test_part_gives_the_metrics_of_training(multi):
 
     pairs = rows_of_test(multi, "alike")
     answers = multi.predict([row["text"] for row in pairs], [row["text_b"] for row in pairs])
-    assert [list(answer) for answer in answers] == [["alike"]] * 16
+    assert [list(answer) for answer in answers] == [["alike", "imdb", "numbers_spans", "words"]] * 16
     values = np.array([answer["alike"]["value"] for answer in answers])
     assert pearson(values, np.array([row["label"] for row in pairs])) == pytest.approx(expected["alike"]["pearson"])
 
@@ -155,8 +155,10 @@ def test_one_pass_of_the_encoder_answers_all_heads(multi, passes):
     assert passes == [5]
     multi.predict([*TEXTS, "the [MASK] was [MASK]"])  # what holds a mask is read as it is written, too
     assert passes == [5, 7]
-    multi.predict(TEXTS, TEXTS, batch_size=4)
-    assert passes == [5, 7, 4, 1]
+    (pair,) = multi.predict(["the film was bad"], ["one two"])  # a row as a pair, and one of its first text
+    assert passes == [5, 7, 2]
+    (single,) = multi.predict(["the film was bad"])
+    assert list(pair) == ["alike", *single] and positive([pair]) == pytest.approx(positive([single]), abs=1e-6)
 
 
 def test_a_text_takes_a_row_for_each_task_only_where_the_encoder_knows_tasks(adapted, passes):
@@ -179,7 +181,8 @@ def test_similarity_gives_the_vector_of_a_text_and_of_a_pair_the_cosine_of_both(
     first, second, third = (np.array(answer["alike"]["vector"]) for answer in adapted.predict(texts))
     assert np.linalg.norm(first) == pytest.approx(1, abs=1e-5)
     (pair,) = adapted.predict(texts[:1], texts[1:2])
-    assert pair == {"alike": {"similarity": pytest.approx(float(first @ second), abs=1e-5)}}
+    assert list(pair) == ["alike", "stars", "moons"]
+    assert pair["alike"] == {"similarity": pytest.approx(float(first @ second), abs=1e-5)}
 
 
 def test_spans_stand_in_characters_of_the_text_as_it_was_given(multi):
@@ -305,7 +308,7 @@ def test_rows_of_a_file_may_be_texts_words_or_pairs(multi_run, tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row | {"id": 7}) + "\n" for row in given))
     predict(predict_config(multi_run, input=str(tmp_path / "in.jsonl"), output=str(tmp_path / "out.jsonl")))
     pair, words, text = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
-    assert list(pair) == ["text", "text_b", "alike"]
+    assert list(pair) == ["text", "text_b", "alike", "imdb", "numbers_spans", "words"]
     assert list(words) == ["tokens", "text", "imdb", "numbers_spans", "words"]
     assert words["text"] == "was one two" and places(words) == [(4, 11, "one two")]
     assert list(text) == ["text", "imdb", "numbers_spans", "words"] and len(text["words"]["masks"]) == 1

@@ -139,7 +139,7 @@ def test_every_head_answers_every_text(address, folder):
     assert answer["model"] == {"name": "tiny", "version": "1"}
 
 
-def test_heads_of_pairs_answer_pairs_and_heads_of_texts_answer_texts(tmp_path):
+def test_all_heads_answer_pairs_and_heads_of_texts_answer_texts(tmp_path):
     heads = TWO_HEADS | {
         "follows": head("classification", [2], labels=["no", "yes"], reads="pair"),
         "alike": head("similarity", [3], reads="apart"),
@@ -148,13 +148,14 @@ def test_heads_of_pairs_answer_pairs_and_heads_of_texts_answer_texts(tmp_path):
     engine = CountingEngine(load_bundle(folder))
     with running(service_around(engine, folder, batch_tokens=12)) as address, Client(address) as client:
         single, (pair, other) = client.classify(["good"])[0], client.classify(["good", "a"], ["bad", "film"])
-        assert set(single) == {"imdb", "topic", "alike"} and set(pair) == set(other) == {"follows", "alike"}
+        assert set(single) == {"imdb", "topic", "alike"} and set(pair) == set(other) == {*single, "follows"}
+        assert (pair["imdb"], pair["topic"]) == (single["imdb"], single["topic"])  # they read the first text
         # [CLS] 2 good 6 [SEP] 3 and [CLS] 2 bad 7 [SEP] 3: their sums leave 2 and 0 when divided by 3
         first, second = np.array([3, 1, 2]) / 6, np.array([1, 2, 3]) / 6
         assert single["alike"]["vector"] == pytest.approx(first)
         assert pair["alike"] == {"similarity": pytest.approx(first @ second)}
         assert pair["follows"]["probabilities"] == pytest.approx({"no": 2 / 3, "yes": 1 / 3})  # 21 is odd
-        assert engine.shapes == [(1, 3), (2, 5), (4, 3)]
+        assert engine.shapes == [(1, 3), (2, 3), (2, 5), (4, 3)]
         with pytest.raises(ClientError, match="422: texts_b.1 must not be empty"):
             client.classify(["good", "a"], ["bad", ""])
         with pytest.raises(TypeError):
