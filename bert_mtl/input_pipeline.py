@@ -20,7 +20,8 @@ from bert_mtl.part_reader import PartReader
 from bert_mtl.tokenization import Tokenizer
 
 SPARE = 3  # a packed row may hold so many times the number of examples that fit on average
-SPARE_MASKS = 1.5  # a batch may hide so many times the mean number of tokens
+SPARE_MASKS = 2  # a batch may hide so many times the tokens that the first epoch's largest one does
+LONG = 1.5  # a row that is so many times longer than a batch has tokens holds no more examples than the batch should
 ROW_STEP = 32  # lengths of short rows are multiples of it
 LONGEST_ROW = 512  # of rows made longer than the longest example
 
@@ -84,7 +85,10 @@ class Pipeline:
         tokens = self.batch_size * np.average(means, weights=self.counts) / self.replicas
         length = self.input.row_length or self._row_length(tokens)
         rows = max(round(tokens / length), 1) * self.replicas
-        return Packing(rows, length, most=max(8, round(SPARE * length / means.min())))
+        most = max(8, round(SPARE * length / means.min()))
+        if length > LONG * tokens:  # one long example must not make all steps many times larger
+            most = self.batch_size // self.replicas
+        return Packing(rows, length, most)
 
     def _row_length(self, tokens: float) -> int:
         """Long rows are fuller: twice the longest example that can be; but a small batch of short texts is one row that
@@ -108,7 +112,7 @@ class Pipeline:
             separate=tuple(separate.get(task, False) for task in range(max(separate) + 1)),
             length=length,
             pad_to=self.input.pad_to,
-            places=self._places(rows * (length or longest)),
+            places=self._places(rows * (length or longest)) if self._mask_rates.any() else 0,
             masking={
                 "continues": self.tokenizer.continuations,
                 "special_ids": self.tokenizer.special_ids,
@@ -116,15 +120,35 @@ class Pipeline:
             },
         )
 
+    @cached_property
+    def _mask_rates(self) -> np.ndarray:
+        """`(tasks,)`: the share of its tokens that each task hides."""
+        return np.array([max((label.rate for label in reader.columns.labels), default=0) for reader in self.readers])
+
     def _places(self, tokens: int) -> int:
-        """Masked tokens of one batch at most: some more than the share of the task that masks most asks for."""
-        read = np.array([reader.lengths.mean() for reader in self.readers]) * self.counts
-        rates = [max((label.rate for label in reader.columns.labels), default=0) for reader in self.readers]
-        return int(np.ceil(SPARE_MASKS * tokens * np.max(rates * read) / read.sum()))
+        """Masked tokens of one batch of `tokens` at most: more than the first epoch needs, as mixtures may change."""
+        order, most = self._order(self.first_epoch), 0.0
+        for plan in self._plans(self.first_epoch, order):
+            hidden = plan.lengths * self._mask_rates[order[plan.positions]]
+            for batch in plan.batches:
+                most = max(most, np.bincount(batch.row % self.replicas, hidden[batch.chosen]).max())
+        return int(np.ceil(min(SPARE_MASKS * most, self._mask_rates.max() * tokens)))
 
     def steps(self, epoch: Epoch) -> int:
         """How many batches (of all replicas together) an epoch has."""
         return sum(len(plan.batches) for plan in self._plans(epoch, self._order(epoch)))
+
+    def describe(self, epoch: Epoch) -> str:
+        """Steps and rows of an epoch, and how full these are."""
+        steps, packing = self.steps(epoch), self.packing
+        said = f"{steps:,} steps of {sum(epoch.counts) / steps:.1f} examples on average"
+        if isinstance(packing, Padding):
+            return f"{said}, a row each"
+        tokens = sum(reader.lengths.mean() * count for reader, count in zip(self.readers, epoch.counts, strict=True))
+        return (
+            f"{said}, in {packing.rows} rows of {packing.length} tokens, "
+            f"{tokens / (steps * packing.rows * packing.length):.1%} full"
+        )
 
     def batches(self, epoch: Epoch, skip: int = 0) -> Generator[dict, None, None]:
         """The batches of one epoch, without those of its first `skip` steps."""

@@ -68,6 +68,7 @@ class Keeper(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.started = time.perf_counter()
+        self.model.optimizer.schedule.begin(self.epoch.number, self.step - self.offset, self.steps)
         if self.offset:  # fit has just cleared the running metrics of the interrupted epoch
             metrics = {name: v for name, v in everything_of(self.model).items() if name.startswith("metric/")}
             load_variables(self.run.state, metrics)

@@ -3,6 +3,7 @@
 `mask` hides words anew each time it is called: a text is never masked the same way twice (Liu et al. 2019, RoBERTa).
 """
 
+import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -49,7 +50,9 @@ def mask(
     ordinary[list(special_ids)] = False
     places = np.flatnonzero(eligible & ordinary[token_ids])
     words = _word_numbers(places, continues[token_ids.flat[places]])
-    budget = min(round(rate * len(places)), capacity)
+    if (budget := round(rate * len(places))) > capacity:  # told once
+        warnings.warn(f"{budget} tokens are to be masked, but at most {capacity} in a batch", stacklevel=2)
+        budget = capacity
     places = places[_choose(np.bincount(words), budget, random)[words]]
 
     labels = token_ids.flat[places]

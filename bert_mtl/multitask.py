@@ -108,10 +108,12 @@ class MultiTaskModel(keras.Model):
         counts = _over_replicas(ops.stack([batch["examples"], *(batch[f"count.{name}"] for name in names)]))
         with tf.GradientTape(persistent=True) as tape:
             outputs = self(inputs, training=True)
-            losses = []
+            losses, weights = [], []
             for name, head in self.heads.items():
                 total, weight = head.loss(outputs[name], batch[f"label.{name}"], batch[f"weight.{name}"], inputs)
-                losses.append(total / ops.maximum(_over_replicas(weight), 1e-6))
+                weights.append(_over_replicas(weight))
+                losses.append(total / ops.maximum(weights[-1], 1e-6))
+        counts = ops.concatenate([counts[:1], ops.where(ops.stack(weights) > 0, counts[1:], 0.0)])
         shares = counts[1:] / ops.maximum(counts[0], 1.0)
         shared, own = self.encoder.trainable_variables, self.head_variables
         loss, gradients = self.weighting.gradients(tape, losses, shares, shared, own)

@@ -15,26 +15,39 @@ NO_DECAY = ("bias", "gamma", "beta")  # biases and LayerNorm (Devlin et al. 2019
 
 
 class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly to `peak` over `warmup_steps`, then falls linearly to 0 at `total_steps`."""
+    """Rises linearly to `peak` over the first `warmup_fraction` of a training, then falls linearly to 0 at its end.
 
-    def __init__(self, peak: float, warmup_steps: int, total_steps: int):
-        self.peak, self.warmup_steps, self.total_steps = peak, warmup_steps, total_steps
+    Every epoch is the same part of the training, however many steps it has: mixtures that change make epochs unlike.
+
+    Args:
+        epochs: of the training.
+        steps: of the first epoch.
+    """
+
+    def __init__(self, peak: float, warmup_fraction: float, epochs: int, steps: int):
+        self.peak, self.warmup_fraction, self.epochs = peak, warmup_fraction, epochs
+        self.place = keras.Variable([0.0, 0.0, steps], trainable=False, dtype="float32", name="place")
+
+    def begin(self, epoch: int, step: int, steps: int) -> None:
+        """Epoch number `epoch` (from 0) begins at `step` of the training and has so many `steps`."""
+        self.place.assign([epoch, step, steps])
 
     def __call__(self, step):
-        step = ops.cast(step, "float32")
-        rise = (step + 1) / max(self.warmup_steps, 1)
-        fall = (self.total_steps - step) / max(self.total_steps - self.warmup_steps, 1)
-        return self.peak * ops.clip(ops.minimum(rise, fall), 0.0, 1.0)
+        epoch, begin, steps = ops.unstack(ops.convert_to_tensor(self.place))
+        done = (epoch + (ops.cast(step, "float32") - begin) / steps) / self.epochs
+        rise = (done + 1 / (steps * self.epochs)) / max(self.warmup_fraction, 1e-9)
+        return self.peak * ops.clip(ops.minimum(rise, (1 - done) / (1 - self.warmup_fraction)), 0.0, 1.0)
 
     def get_config(self) -> dict:
-        return {"peak": self.peak, "warmup_steps": self.warmup_steps, "total_steps": self.total_steps}
+        values = [float(value) for value in ops.convert_to_numpy(self.place)]
+        return {key: getattr(self, key) for key in ("peak", "warmup_fraction", "epochs")} | {"steps": values[2]}
 
 
 class AdamW(keras.optimizers.Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019) and a learning rate of each variable's own.
 
     Args:
-        learning_rate: a number or a schedule.
+        learning_rate: a number or a schedule, kept as `schedule`.
         config: the decay, and what `rate_factor` and Adam's keyword arguments follow from.
         num_layers: of the encoder.
     """
@@ -48,7 +61,7 @@ class AdamW(keras.optimizers.Adam):
             use_ema=config.ema is not None,
             ema_momentum=config.ema or 0.99,
         )
-        self.config, self.num_layers = config, num_layers
+        self.schedule, self.config, self.num_layers = learning_rate, config, num_layers
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Creates the moments of `variables`, and fixes each one's rate and decay by its path."""
@@ -79,7 +92,7 @@ class AdamW(keras.optimizers.Adam):
             beta1=self.beta_1,
             beta2=self.beta_2,
             epsilon=self.epsilon,
-            grad=tf.convert_to_tensor(gradient),
+            grad=gradient,
         )
 
 
@@ -104,11 +117,11 @@ def decays(path: str) -> bool:
     return not any(word in path.rsplit("/", 1)[-1] for word in NO_DECAY) and "weighting" not in path
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, num_layers: int) -> AdamW:
-    """The optimizer of a run of `steps` batches; its schedule counts batches, also where several make one update."""
-    return AdamW(
-        WarmupLinearDecay(config.learning_rate, round(config.warmup_fraction * steps), steps), config, num_layers
-    )
+def make_optimizer(config: OptimizerConfig, epochs: int, steps: int, num_layers: int) -> AdamW:
+    """The optimizer of a run whose first epoch has `steps` batches; its schedule counts batches, also where several
+    make one update."""
+    schedule = WarmupLinearDecay(config.learning_rate, config.warmup_fraction, epochs, steps)
+    return AdamW(schedule, config, num_layers)
 
 
 @contextmanager

@@ -20,10 +20,11 @@ class Batch(NamedTuple):
 
 
 class WindowPlan(NamedTuple):
-    """Batches of one window. Its buffer holds the examples at `positions` of the epoch: those that the window before
-    carried over, then its own; `carried` are the places in the buffer that go over to the next."""
+    """Batches of one window. Its buffer holds the examples at `positions` of the epoch, of `lengths` tokens: those that
+    the window before carried over, then its own; `carried` are the places in the buffer that go over to the next."""
 
     positions: np.ndarray
+    lengths: np.ndarray
     batches: list[Batch]
     carried: np.ndarray
 
@@ -57,7 +58,8 @@ class Packing(NamedTuple):
             chosen = chosen if random is None else random.permutation(chosen)
             parts = [chosen[at : at + self.rows] for at in range(0, kept, self.rows)]
             carried = _examples(order, splits, left)[0]
-            yield WindowPlan(positions, [Batch(*_examples(order, splits, part)) for part in parts], carried)
+            batches = [Batch(*_examples(order, splits, part)) for part in parts]
+            yield WindowPlan(positions, lengths[positions], batches, carried)
             held = positions[carried]
 
 
@@ -80,7 +82,8 @@ class Padding(NamedTuple):
             starts = np.arange(0, len(order), self.rows)
             starts = starts if random is None else random.permutation(starts)
             chosen = [order[at : at + self.rows] for at in starts]
-            yield WindowPlan(positions, [Batch(one, np.arange(len(one))) for one in chosen], np.zeros(0, np.int64))
+            batches = [Batch(one, np.arange(len(one))) for one in chosen]
+            yield WindowPlan(positions, lengths[positions], batches, np.zeros(0, np.int64))
 
 
 def pack(

@@ -96,6 +96,11 @@ def _of_task(name: str, task: TaskConfig, data: DataConfig) -> list[Problem]:
     for source_name, source in task.sources.items():
         rule, key_of_source = "name known fields", f"{key}.sources.{source_name}.columns"
         found += [Problem(key_of_source, rule, field, fields) for field in source.columns if field not in fields]
+        if "text_b" in source.columns and (
+            single := [h for h in task.heads if KINDS[task.heads[h].kind].level != "text"]
+        ):
+            rule = f"have no text_b beside {single[0]}, of kind {task.heads[single[0]].kind}, which reads single texts"
+            found.append(Problem(key_of_source, rule, source.columns["text_b"]))
     return found
 
 
@@ -109,8 +114,16 @@ def _of_names(tasks: Mapping[str, TaskConfig]) -> list[Problem]:
         if name in named:
             found.append(Problem(key, "have another full name (<task>_<head>) than all other heads", name))
         named[name] = tasks[task].heads[head]
+    owners = {full_name(task, head): task for task, head in keys}
     for (task, head), key in keys.items():
         found += _of_sharing(f"{key}.share_head", full_name(task, head), named)
+        config = tasks[task].heads[head]
+        owner = owners.get(config.share_head or "", task)
+        if KINDS[config.kind].level == "mask" and tasks[owner].trainable != tasks[task].trainable:
+            rule = (
+                f"name a head of a task with the same trainable ({tasks[task].trainable})"  # the layer reads the words
+            )
+            found.append(Problem(f"{key}.share_head", rule, config.share_head))
     return found
 
 

@@ -68,7 +68,7 @@ class Served(tf.Module):
         words = tf.strings.split(texts)
         encoded, numbers = self.tokenizer.encode_words(tf.strings.reduce_join(words, axis=-1, separator=" "))
         answers = self._answers(encoded.token_ids, None, self.single)
-        count = tf.reduce_max(words.row_lengths())
+        count = tf.reduce_max(tf.concat([[0], words.row_lengths()], axis=0))
         return answers | {name: _words_of(answers[name], numbers.to_tensor(-1), count) for name in by_word}
 
     @tf.function(input_signature=[TEXTS, TEXTS_B])

@@ -59,7 +59,18 @@ def checked_texts(name: str, texts: Sequence[str | Sequence[str]]) -> list[Text]
             found.append(Text(text))
         else:
             raise DataError(f"{name}[{place}] must not be empty; got {text!r}.")
+        if not found[-1].text.isascii():
+            _check_unicode(f"{name}[{place}]", found[-1].text)
     return found
+
+
+def _check_unicode(what: str, text: str) -> None:
+    """Raises DataError where `text` holds half of a surrogate pair, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise DataError(f"{what} must be Unicode text; got half of a surrogate pair, {half}.") from None
 
 
 @dataclass(frozen=True)

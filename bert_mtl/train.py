@@ -72,6 +72,7 @@ def train(config: TrainConfig) -> dict:
         check_labels(run.tasks[name], manifest)
     parts = {part: part_pipelines(run, folders, part) for part in ("dev", "test")}
     pipeline = train_pipeline(run, folders, strategy.num_replicas_in_sync)
+    log.info("%s", pipeline.describe(pipeline.first_epoch))
     with strategy.scope():
         model = _compiled(run, pipeline, xla)
     with make_tracker(config, run.folder) as track:
@@ -220,8 +221,8 @@ def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
     base = {name: head.settings.weight for name, head in model.heads.items()}
     last = encoder.transformer_layers[-1].trainable_variables
     model.weighting = make_weighting(config.weighting, base, config.seed, last or None)
-    steps = config.train.epochs * pipeline.steps(pipeline.first_epoch)
-    model.compile(make_optimizer(config.optimizer, steps, run.facts.encoder.num_layers), jit_compile=xla)
+    steps, depth = pipeline.steps(pipeline.first_epoch), run.facts.encoder.num_layers
+    model.compile(make_optimizer(config.optimizer, config.train.epochs, steps, depth), jit_compile=xla)
     model.optimizer.build([*encoder.trainable_variables, *model.head_variables])
     return model
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bert_mtl.config import WeightingConfig
 
 TINY = 1e-30  # makes 0 / 0 a 0
+MOST_PROGRESS = 10.0  # of GradNorm: a first loss that happened to be near 0 does not rule all factors
 LEAST_FACTOR = 0.01  # of GradNorm: however large a step is, no factor becomes 0 or negative
 LEAST_SINE = 1e-3  # of GradVac: no gradient is turned to another's very direction, which would take an endless one
 
@@ -162,7 +163,7 @@ class GradNorm(Weighting):
         norms = ops.stack([norm(backward(tape, [loss], [1.0], variables)) for loss in losses])
         present = ops.convert_to_tensor(shares) > 0
         self.first_losses.assign(ops.where(present & ops.equal(self.first_losses, 0), values, self.first_losses))
-        progress = values / ops.maximum(self.first_losses, TINY)
+        progress = ops.clip(values / ops.maximum(self.first_losses, TINY), 0.0, MOST_PROGRESS)
         alpha, rate = self.config.alpha, self.config.learning_rate
         self.learned.assign(gradnorm(self.factors(), norms, progress, present, alpha, rate))
         return result
@@ -182,7 +183,7 @@ class Surgery(Weighting):
         scales = shares * self.base
         each = zip(losses, ops.unstack(scales), strict=True)
         by_head = [backward(tape, [loss], [scale], shared) for loss, scale in each]
-        by_variable = [[tf.convert_to_tensor(gradient) for gradient in found] for found in zip(*by_head, strict=True)]
+        by_variable = list(zip(*by_head, strict=True))
         products = sum(map(inner_products, by_variable), start=ops.zeros((len(self.heads), len(self.heads))))
         factors = ops.unstack(self.combine(products, self._order()))
         mixed = [sum(f * g for f, g in zip(factors, found, strict=True)) for found in by_variable]
@@ -230,13 +231,17 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
 def backward(tape: tf.GradientTape, losses: Sequence[Any], scales: Sequence[Any], variables: Sequence[Any]) -> list:
     """Gradients of the sum of `scale * loss` for every variable."""
     found = tape.gradient(list(losses), list(variables), output_gradients=list(scales))
-    # TensorFlow's own UnconnectedGradients.ZERO fails on Keras variables.
-    return [ops.zeros_like(v) if gradient is None else gradient for v, gradient in zip(variables, found, strict=True)]
+    # TensorFlow's own UnconnectedGradients.ZERO fails on Keras variables. Rows of a table that were read several times
+    # are summed here: clipping would take the norm of each reading by itself.
+    return [
+        ops.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
+        for variable, gradient in zip(variables, found, strict=True)
+    ]
 
 
 def norm(gradients: Sequence[Any]) -> Any:
     """Euclidean norm of gradients as one long vector."""
-    return ops.sqrt(sum((ops.sum(ops.square(tf.convert_to_tensor(gradient))) for gradient in gradients), start=0.0))
+    return ops.sqrt(sum((ops.sum(ops.square(gradient)) for gradient in gradients), start=0.0))
 
 
 def inner_products(gradients: Sequence[Any]) -> Any:

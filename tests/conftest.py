@@ -171,5 +171,9 @@ def multi_run(multi_options, tmp_path_factory) -> Path:
     from bert_mtl.train import train
 
     folder = tmp_path_factory.mktemp("multi_run")
-    train(entry.compose("train", [*multi_options, "train.epochs=12", "train.select=last", f"run.dir={folder}"], TrainConfig))
+    train(
+        entry.compose(
+            "train", [*multi_options, "train.epochs=12", "train.select=last", f"run.dir={folder}"], TrainConfig
+        )
+    )
     return folder

@@ -243,13 +243,37 @@ def test_packed_rows_hold_as_many_examples_on_average_as_were_asked_for(pipeline
     assert pipeline("moods", row_length=40).packing.length == 40
 
 
-def test_what_is_hidden_always_has_its_place(pipeline):
-    train = pipeline("masked", "moods")
-    tokens = train.layout.rows * train.layout.length
-    share = train.readers[0].lengths.mean() * 40 / sum(reader.lengths.sum() for reader in train.readers)
-    assert train.layout.places == np.ceil(1.5 * tokens * 0.15 * share)
-    assert train.layout.segments == train.packing.rows * train.packing.most
-    assert pipeline("alike").layout.segments == 2 * pipeline("alike").packing.rows * pipeline("alike").packing.most
+@pytest.mark.parametrize("settings", [{}, {"packing": "none"}, {"batch_size": 4}, {"replicas": 2}])
+def test_what_is_hidden_always_has_its_place(pipeline, settings):
+    train = pipeline("masked", "moods", **settings)
+    lengths, number, hidden = train.readers[0].lengths, train.readers[0].task.number, []
+    for batch in train.batches(train.first_epoch):
+        eligible = lengths[batch["index"][batch["task"] == number]] - 2  # [CLS] and [SEP] stay
+        assert (
+            eligible.sum() * 0.15 - 3 < batch["weight.masked"].sum() <= eligible.sum() * 0.15 + 0.5
+        )  # words are whole
+        hidden.append(0.15 * (eligible + 2).sum())
+    room = 0.15 * train.layout.rows * (train.layout.length or 32)
+    assert train.layout.places == np.ceil(min(2 * max(hidden), room))
+    assert pipeline("moods").layout.places == 0
+
+
+def test_a_mixture_that_changes_too_much_for_the_places_says_so(pipeline):
+    train = pipeline("masked", "moods", counts=(4, 240))
+    with pytest.warns(UserWarning, match=r"\d+ tokens are to be masked, but at most \d+ in a batch"):
+        list(train.batches(train.first_epoch.following((240, 4))))
+
+
+def test_an_example_that_is_much_longer_than_a_batch_does_not_make_batches_larger(pipeline):
+    train = pipeline("moods", batch_size=2)
+    assert train.packing.length > 1.5 * 2 * train.readers[0].lengths.mean()
+    assert max(batch["examples"] for batch in train.batches(train.first_epoch)) == 2
+
+
+def test_segments_have_room_for_what_rows_may_hold(pipeline):
+    for name, texts in (("moods", 1), ("alike", 2)):
+        packing = pipeline(name).packing
+        assert pipeline(name).layout.segments == texts * packing.rows * packing.most
 
 
 @pytest.mark.parametrize("settings", [{}, {"packing": "none"}, {"packing": "none", "pad_to": 32}, {"replicas": 2}])

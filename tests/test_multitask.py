@@ -315,7 +315,7 @@ def test_frozen_weights_stay_as_they_are_also_from_weight_decay():
         learning_rate=0.1, head_learning_rate=None, layer_decay=None, warmup_fraction=0, weight_decay=0.1,
         clip_norm=1, accumulate=1, ema=None,
     )  # fmt: skip
-    model.compile(make_optimizer(optimizer, 10, 2), jit_compile=False)
+    model.compile(make_optimizer(optimizer, 1, 10, 2), jit_compile=False)
     before = {variable.path: variable.numpy() for variable in model.weights}
     graph(model)(batch_of(tasks, examples_of(tasks, [0] * 4)))
     changed = {v.path for v in model.weights if not np.array_equal(v.numpy(), before[v.path])}

@@ -123,17 +123,24 @@ def test_biases_layer_norms_and_loss_weights_do_not_decay(path, expected):
 
 
 def test_the_rate_rises_linearly_to_its_peak_and_falls_linearly_to_zero():
-    schedule = WarmupLinearDecay(1.0, 2, 10)
+    schedule = WarmupLinearDecay(1.0, 0.2, epochs=2, steps=5)
     rates = [float(schedule(step)) for step in (0, 1, 2, 6, 10, 12)]
-    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0, 0.0])
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0, 0.0], abs=1e-6)
+
+
+def test_an_epoch_of_many_steps_is_no_larger_part_of_the_training_than_one_of_few():
+    schedule = WarmupLinearDecay(1.0, 0.0, epochs=2, steps=5)
+    assert float(schedule(4)) == pytest.approx(0.6)
+    schedule.begin(epoch=1, step=5, steps=50)
+    assert [float(schedule(step)) for step in (5, 30, 54, 55)] == pytest.approx([0.5, 0.25, 0.01, 0.0], abs=1e-6)
 
 
 def test_without_warm_up_the_first_step_has_the_full_rate():
-    assert float(WarmupLinearDecay(1.0, 0, 10)(0)) == 1.0
+    assert float(WarmupLinearDecay(1.0, 0.0, epochs=1, steps=10)(0)) == 1.0
 
 
 def test_the_optimizer_of_a_run_follows_its_schedule():
-    optimizer = make_optimizer(config(warmup_fraction=0.2), steps=10, num_layers=2)
+    optimizer = make_optimizer(config(warmup_fraction=0.2), epochs=2, steps=5, num_layers=2)
     assert float(optimizer.learning_rate) == pytest.approx(0.05)
     variable = variable_at("encoder/layer_0/qkv/kernel", [1.0])
     steps_of(optimizer, [variable], [[0.0]])
@@ -143,7 +150,7 @@ def test_the_optimizer_of_a_run_follows_its_schedule():
 
 def test_averaged_weights_are_there_inside_and_gone_outside():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
-    model.optimizer = make_optimizer(config(ema=0.5, weight_decay=0.0), steps=10**6, num_layers=1)
+    model.optimizer = make_optimizer(config(ema=0.5, weight_decay=0.0), epochs=1, steps=10**6, num_layers=1)
     values = []
     for _ in range(2):
         model.optimizer.apply([np.ones((1, 1), np.float32)], model.trainable_variables)

@@ -116,8 +116,11 @@ class Head:
         return 0
 
     def count(self, labels: np.ndarray) -> dict[str, float]:
-        """Statistics of stored labels `(items, *label_shape)`; those of two sets of examples add up by key."""
-        return {"examples": float(len(labels))}
+        """Statistics of stored labels `(items, *label_shape)`, missing ones left out where the head needs labels; those
+        of two sets of examples add up by key."""
+        known = labels >= 0 if labels.dtype.kind == "i" else ~np.isnan(labels)
+        known = known.all(axis=tuple(range(1, known.ndim))) | (not self.needs_label)
+        return {"examples": float(known.sum())}
 
     def describe(self, statistics: Mapping[str, float]) -> str:
         """Statistics as the log shows them."""

@@ -31,7 +31,7 @@ class SimilaritySettings(HeadSettings):
 @register_kind("similarity")
 class Similarity(Head):
     """Answers are two unit vectors an example `(texts, 2, dim)`: its own and its partner's, the very same where both
-    texts are equal, as they are for single texts. Scores as labels are optional.
+    texts are equal, zeros where a text has no partner. Scores as labels are optional.
 
     The metric `score` is the best that the data allow: Spearman's correlation of cosine and given scores, else the
     accuracy of finding the partner, else (single texts) the negative uniformity.
@@ -51,7 +51,8 @@ class Similarity(Head):
         return UnitLayer(context, self.settings.projection)
 
     def loss(self, outputs: Any, labels: Any, weights: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Cross-entropy of each example's partner among all partners, and the other way round, mean of both.
+        """Cross-entropy of each example's partner among all partners, and the other way round, mean of both. Examples
+        whose partner has no rival in the batch are left out; under several replicas each has rivals of its own.
 
         Args:
             outputs: `(segments, dim)` unit vectors.
@@ -65,14 +66,16 @@ class Similarity(Head):
         others = ops.take(outputs, inputs["partner"], axis=0)
         cosines = ops.matmul(outputs, ops.transpose(others))
         logits = ops.where(candidate, cosines / self.settings.temperature, -1e9)
-        own = ops.sum(outputs * others, axis=-1) / self.settings.temperature
-        losses = (ops.logsumexp(logits, axis=0) + ops.logsumexp(logits, axis=1)) / 2 - own
+        losses = (ops.logsumexp(logits, axis=0) + ops.logsumexp(logits, axis=1)) / 2 - ops.diagonal(logits)
+        weights = ops.where(ops.sum(ops.cast(candidate, "float32"), axis=1) > 1, weights, 0.0)  # else nothing to learn
         return ops.sum(ops.where(weights > 0, losses, 0.0) * weights), ops.sum(weights)
 
     def answer(self, outputs: Any, labels: Any, inputs: Mapping[str, Any]) -> Any:
         keys, partner = text_keys(inputs), inputs["partner"]
-        alone = ops.expand_dims(keys == ops.take(keys, partner), 1)
-        return ops.stack([outputs, ops.where(alone, outputs, ops.take(outputs, partner, axis=0))], axis=1)
+        same = ops.expand_dims(keys == ops.take(keys, partner), 1)
+        alone = ops.expand_dims(partner == ops.arange(ops.shape(partner)[0], dtype="int32"), 1)
+        second = ops.where(same, outputs, ops.take(outputs, partner, axis=0))
+        return ops.stack([outputs, ops.where(alone, 0.0, second)], axis=1)
 
     def metrics(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """`spearman` and `pearson` where there are scores; `alignment` and `uniformity` (Wang & Isola 2020; lower is
@@ -92,10 +95,10 @@ class Similarity(Head):
         return {"score": found.get("spearman", found.get("accuracy", -found["uniformity"])), **found}
 
     def decode(self, answers: np.ndarray) -> list[dict]:
-        """`{"similarity": cosine}` of a pair, `{"vector": [number, …]}` of a single text."""
+        """`{"similarity": cosine}` of a pair, `{"vector": [number, …]}` of a text without a partner."""
         return [
-            {"similarity": float(similarity)} if pair else {"vector": vectors[0].tolist()}
-            for vectors, similarity, pair in zip(answers, cosine(answers), two_texts(answers), strict=True)
+            {"similarity": float(similarity)} if vectors[1].any() else {"vector": vectors[0].tolist()}
+            for vectors, similarity in zip(answers, cosine(answers), strict=True)
         ]
 
     def export(self) -> dict[str, Any]:
