@@ -64,7 +64,8 @@ class Keeper(keras.callbacks.Callback):
             self.best, self.stop = facts["best"], facts["stop"]
             self.steps = self.train.steps(self.epoch)
             load_variables(self.run.state, everything_of(model))
-            log.info("resumed in epoch %d after %d steps", self.epoch.number + 1, self.step)
+            where = "after its last epoch" if self.done else f"in epoch {self.epoch.number + 1}"
+            log.info("resumed %s, after %d steps", where, self.step)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.started = time.perf_counter()
@@ -74,7 +75,7 @@ class Keeper(keras.callbacks.Callback):
             load_variables(self.run.state, metrics)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not np.isfinite(logs["loss"]):
+        if not np.isfinite([logs["loss"], logs["gradient_norm"]]).all():
             raise RunError(self._broken(logs))
         self.step, self.offset = self.step + 1, self.offset + 1
         if self.step % self.settings.save_every == 0 and self.offset < self.steps:
@@ -82,12 +83,14 @@ class Keeper(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         seconds = time.perf_counter() - self.started
-        losses = {name: float(value) for name, value in logs.items()}
+        self._check_weights()
+        losses = {mean.name: float(logs[mean.name]) for mean in self.model.metrics}
         counts = dict(zip(self.run.tasks, self.epoch.counts, strict=True))
         entry = {"epoch": epoch + 1, **losses, "examples": counts, "weights": self.model.weighting.current()}
         self.model.weighting.end_epoch()
         with averaged_weights(self.model):
             dev = part_metrics(self.model, self.dev, tune=True)
+            self._check_scores(dev)
             tuned = {name: head.tuned for name, head in self.model.heads.items() if head.tuned}
             self.epochs.append(entry | {"dev": dev, "tuned": tuned, "seconds": seconds})
             scores = [self.score(done["dev"]) for done in self.epochs]
@@ -133,26 +136,48 @@ class Keeper(keras.callbacks.Callback):
         return quotas(shares, sum(self.epoch.counts)).tolist()
 
     def _broken(self, logs: dict[str, float]) -> str:
-        """What is said of a loss that is not finite; the batch's examples are written to the run's folder."""
-        heads = [name for name in self.model.heads if not np.isfinite(logs[f"{name}_loss"])]
+        """What is said of a loss or a gradient that is not finite; the batch's examples are written to the run's
+        folder."""
+        step = self.step + 1
         with closing(self.train.batches(self.epoch, self.offset)) as batches:
             found = list(itertools.islice(batches, self.train.replicas))
-        examples = [example for batch in found for example in examples_of(batch, self.train)]
-        file = self.run.folder / f"broken-batch-{self.step + 1}.json"
+        there = [name for name in self.model.heads if any(batch[f"count.{name}"] for batch in found)]
+        weights = self.model.weighting.current()
+        heads = [name for name in there if not np.isfinite(np.float32(weights[name] * logs[f"{name}_loss"]))]
+        what = f"the loss of {' and '.join(heads)}" if heads else f"the gradients of {', '.join(there)}"
+        value = logs["gradient_norm"] if np.isfinite(logs["loss"]) else logs["loss"]
+        file = self.run.folder / f"broken-batch-{step}.json"
         with atomic_write(file) as written:
-            facts = {"step": self.step + 1, "heads": heads, "examples": examples}
+            examples = [example for batch in found for example in examples_of(batch, self.train)]
+            facts = {"step": step, "heads": heads or there, "examples": examples}
             written.write(json.dumps(facts, ensure_ascii=False, indent=1).encode())
         return (
-            f"the loss of {' and '.join(heads) or 'every head together'} must stay finite; got {logs['loss']} at step "
-            f"{self.step + 1}, whose texts and labels are in {file}. Lower optimizer.learning_rate or set "
-            "optimizer.clip_norm. "
-            + ("The last good state is kept." if self.run.state.exists() else "No state has been saved yet.")
+            f"{what} must stay finite; got {value} at step {step}, whose texts and labels are in {file}. {self._advice}"
         )
 
+    @property
+    def _advice(self) -> str:
+        optimizer = self.run.config.optimizer
+        clip = " or set optimizer.clip_norm" if optimizer.clip_norm is None else ""
+        return f"Lower optimizer.learning_rate ({optimizer.learning_rate:g}){clip}. " + (
+            "The last good state is kept." if self.run.state.exists() else "No state has been saved yet."
+        )
+
+    def _finite_weights(self) -> bool:
+        return all(np.isfinite(keras.ops.convert_to_numpy(v)).all() for v in self.model.trainable_variables)
+
+    def _check_weights(self) -> None:
+        if not self._finite_weights():
+            raise RunError(f"the weights must stay finite; got NaN or infinity by step {self.step}. {self._advice}")
+
+    def _check_scores(self, dev: dict[str, dict[str, float]]) -> None:
+        if broken := [head for head, found in dev.items() if not np.isfinite(list(found.values())).all()]:
+            scores = ", ".join(f"{name} {value}" for name, value in dev[broken[0]].items())
+            raise RunError(f"the dev scores of {' and '.join(broken)} must be finite; got {scores}. {self._advice}")
+
     def save(self) -> None:
-        """Writes the state to resume from, unless the last update broke it: the next step's loss tells."""
-        if not all(np.isfinite(keras.ops.convert_to_numpy(v)).all() for v in self.model.trainable_variables):
-            return
+        """Writes the state to resume from. Raises RunError where the last update broke it."""
+        self._check_weights()
         facts = {name: getattr(self, name) for name in ("step", "offset", "epochs", "best", "stop")}
         epoch = [self.epoch.number, self.epoch.counts, self.epoch.starts]
         save_variables(self.run.state, everything_of(self.model), facts | {"epoch": epoch})
@@ -164,16 +189,20 @@ def task_sizes(pipeline: Pipeline) -> dict[str, int]:
 
 
 def examples_of(batch: Mapping[str, np.ndarray], pipeline: Pipeline) -> Iterator[dict]:
-    """The examples of a batch as one reads them: `task`, `tokens` (of both texts) and `labels` of text heads."""
+    """The examples of a batch as one reads them: `task`, `tokens` (of both texts) and `labels`, of token heads the
+    numbers of the tags."""
     tasks, tokens = {reader.task.number: reader.task for reader in pipeline.readers}, pipeline.tokenizer.tokens
     for segment in np.flatnonzero(batch["index"] >= 0):
         own = np.isin(batch["segment_ids"], [segment + 1, batch["partner"][segment] + 1])
         task = tasks[int(batch["task"][segment])]
-        heads = [
-            label.name for label in task.labels if label.level == "text" and batch[f"weight.{label.name}"][segment]
-        ]
+        labels = {}
+        for label in (each for each in task.labels if each.level != "mask"):
+            values, weights = batch[f"label.{label.name}"], batch[f"weight.{label.name}"]
+            place = segment if label.level == "text" else own & (weights > 0)
+            if np.any(weights[place]):
+                labels[label.name] = values[place].tolist()
         yield {
             "task": task.name,
             "tokens": " ".join(tokens[token] for token in batch["token_ids"][own]),
-            "labels": {head: batch[f"label.{head}"][segment].tolist() for head in heads},
+            "labels": labels,
         }

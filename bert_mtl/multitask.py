@@ -15,7 +15,7 @@ from bert_mtl.kinds import Head
 from bert_mtl.kinds.head import LayerContext
 from bert_mtl.pooling import mean_states, states_at
 from bert_mtl.tasks import Task
-from bert_mtl.weighting import Weighting
+from bert_mtl.weighting import Weighting, norm
 
 
 class MultiTaskModel(keras.Model):
@@ -100,7 +100,7 @@ class MultiTaskModel(keras.Model):
         return [variable for layer in self.head_layers.values() for variable in layer.trainable_variables]
 
     def train_step(self, batch):
-        """One update; returns the running means of the total loss and of each head's.
+        """One update; returns the running means of the total loss and of each head's, and this step's `gradient_norm`.
 
         The loss of a head is the mean over its labelled items of all replicas; `weighting` says how they add up.
         """
@@ -121,7 +121,8 @@ class MultiTaskModel(keras.Model):
         means = zip(self.metrics, [loss, *losses], [counts[0], *ops.unstack(counts[1:])], strict=True)
         for mean, value, count in means:
             mean.update_state(_over_replicas(value), sample_weight=count)
-        return {mean.name: mean.result() for mean in self.metrics}
+        squares = _over_replicas(ops.square(norm(gradients)))  # before any clipping; NaN wherever one is
+        return {mean.name: mean.result() for mean in self.metrics} | {"gradient_norm": ops.sqrt(squares)}
 
 
 def model_inputs(batch: Mapping[str, Any], heads: Sequence[str] = ()) -> dict[str, Any]:

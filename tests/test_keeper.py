@@ -171,9 +171,10 @@ def test_a_loss_that_is_not_finite_names_head_and_batch_and_keeps_the_last_state
         f"sources: {{sample: {{format: jsonl, path: '{tmp_path}/{{part}}.jsonl'}}}}}}"
     )
     options = [*toy_options, task, f"run.dir={tmp_path / 'run'}", "train.save_every=1"]
-    with pytest.raises(
-        RunError, match="the loss of place must stay finite; got inf at step .* set optimizer.clip_norm"
-    ):
+    said = (
+        r"the loss of place must stay finite; got inf at step .* Lower optimizer.learning_rate \(0.01\). The last good"
+    )
+    with pytest.raises(RunError, match=said):
         train(entry.compose("train", options, TrainConfig))
     (file,) = (tmp_path / "run").glob("broken-batch-*.json")
     facts, state = json.loads(file.read_text()), tmp_path / "run" / "state.safetensors"
@@ -183,6 +184,37 @@ def test_a_loss_that_is_not_finite_names_head_and_batch_and_keeps_the_last_state
     assert {example["task"] for example in facts["examples"]} == {"imdb", "place"}
     assert read_facts(state)["step"] == facts["step"] - 1
     assert all(np.isfinite(array).all() for array in load_file(state).values())
+
+
+def test_gradients_that_are_not_finite_stop_the_run_at_their_step_with_their_batch(two_tasks, tmp_path):
+    options = [
+        *two_tasks,
+        "tasks.imdb.heads.imdb.weight=1e25",
+        "optimizer.clip_norm=null",
+        f"run.dir={tmp_path / 'run'}",
+    ]
+    said = "the gradients of imdb, numbers_spans must stay finite; got inf at step 1, .* or set optimizer.clip_norm. No"
+    with pytest.raises(RunError, match=said):
+        train(entry.compose("train", options, TrainConfig))
+    facts = json.loads((tmp_path / "run" / "broken-batch-1.json").read_text())
+    tagged = [example["labels"]["numbers_spans"] for example in facts["examples"] if example["task"] == "numbers"]
+    assert tagged and all(set(tags) <= {0, 1, 2} for tags in tagged)
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [
+        ("1e37", "the dev scores of imdb must be finite; got accuracy .*, loss nan. Lower optimizer.learning_rate"),
+        ("1e39", "the weights must stay finite; got NaN or infinity by step 1. Lower optimizer.learning_rate"),
+    ],
+)
+def test_weights_that_an_update_broke_are_never_kept(toy_options, tmp_path, rate, said):
+    options = [f"optimizer.learning_rate={rate}", "optimizer.head_learning_rate=null", "optimizer.warmup_fraction=0"]
+    options = [option for option in toy_options if not option.startswith(("optimizer", "train"))] + options
+    options += ["train.epochs=1", "train.batch_size=200", f"run.dir={tmp_path / 'run'}"]
+    with pytest.raises(RunError, match=said):
+        train(entry.compose("train", options, TrainConfig))
+    assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
 def test_resume_refuses_data_that_changed_since(whole, toy_options, tmp_path):
