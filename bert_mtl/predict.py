@@ -63,6 +63,7 @@ class Predictor:
         ways = readings(self.run, pair=second is not None)
         if not ways:
             learned = "pairs: give texts_b" if second is None else "single texts: leave texts_b out"
+            learned += " (text_b on the command line)"
             raise DataError(f"{self.run.folder} learned from {learned}.")
         heads = [head for reading in ways for head in reading.heads]
         answers = [{head.name: _nothing(head) for head in heads} for _ in first]

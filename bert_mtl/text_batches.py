@@ -51,6 +51,8 @@ def checked_texts(name: str, texts: Sequence[str | Sequence[str]]) -> list[Text]
     found = []
     for place, text in enumerate(texts):
         if not isinstance(text, str):
+            if not isinstance(text, list | tuple) or not all(isinstance(word, str) for word in text):
+                raise TypeError(f"{name}[{place}] must be a text or a list of words; got {text!r}.")
             given = ["".join(word.split()) for word in text]  # as data_prep takes white space out of words
             if not given or not all(given):
                 raise DataError(f"{name}[{place}] must hold words that are not empty; got {list(text)!r}.")

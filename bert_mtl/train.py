@@ -235,6 +235,7 @@ def closing_words(run: Run, result: dict) -> str:
         found = {part: result[part][name][head.metric] for part in ("test", "dev") if result[part].get(name)}
         scores.append(f"{name}: {', '.join(f'{part} {head.metric} {value:.4f}' for part, value in found.items())}")
     folder = shlex.quote(str(run.folder))
+    second = ' text_b="The end made up for a slow start."' if run.facts.pairs else ""
     return "\n".join(
         [
             "",
@@ -242,7 +243,7 @@ def closing_words(run: Run, result: dict) -> str:
             f"data: {result['data']} · best epoch: {result['best_epoch']} of {epochs} · run: {run.folder}",
             "",
             "Next:",
-            f'  python -m bert_mtl.predict run={folder} text="A slow start, but I loved the ending!"',
+            f'  python -m bert_mtl.predict run={folder} text="A slow start, but I loved the ending!"{second}',
             f"  python -m bert_mtl.evaluate run={folder}",
             f"  python -m bert_mtl.export run={folder} bundle=bundles/{'-'.join(run.config.tasks)}",
         ]

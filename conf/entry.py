@@ -4,6 +4,7 @@ Hydra composes and runs; what it would report one mistake at a time, after havin
 """
 
 import functools
+import logging
 import os
 import re
 import sys
@@ -61,6 +62,8 @@ def main(
     # Hydra would print exceptions in its own words and lose them; this switch lets them through.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     with _messages_alone():
+        if args.config_dir and not Path(args.config_dir).is_dir():
+            raise ConfigError([Problem("--config-dir", "be a folder", args.config_dir)])
         tree = Tree(args.config_name, args.config_path, _extra_sources(args.config_dir, args.overrides))
         if args.help:
             print(tree.help(args.overrides, schema))
@@ -119,7 +122,16 @@ def _messages_alone() -> Iterator[None]:
         if not told and not (isinstance(error, OSError) and error.filename):  # a path that cannot be read or written
             raise
         print(error, file=sys.stderr)
+        _to_log_files(str(error))
         raise SystemExit(getattr(error, "exit_code", 1)) from None
+
+
+def _to_log_files(message: str) -> None:
+    """Writes an error to the job's log file alone: the terminal has it already."""
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def _absolute(folder: str) -> str:

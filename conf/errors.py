@@ -80,7 +80,7 @@ def validate(container: dict[str, Any], schema: type[S], *, defaults: dict[str, 
     except pydantic.ValidationError as error:
         repaired = copy.deepcopy(container)
         for path, details in _by_key(error, container).items():
-            problems.append(_problem(path, details, schema))
+            problems.append(_problem(path, details, schema, container))
             _repair(repaired, path, defaults if accepted(schema, path) else None)
         try:
             config = _typed(repaired, schema)
@@ -130,12 +130,14 @@ def _by_key(error: pydantic.ValidationError, container: dict[str, Any]) -> dict[
     return {path: details for path, details in found.items() if not any(path == p[: len(path)] != p for p in found)}
 
 
-def _problem(path: KeyPath, details: Sequence[Any], schema: type[Schema]) -> Problem:
-    """What pydantic's errors about one key mean to the person who wrote it."""
+def _problem(path: KeyPath, details: Sequence[Any], schema: type[Schema], container: Any) -> Problem:
+    """What pydantic's errors about one key of `container` mean to the person who wrote it."""
     kinds = {detail["type"] for detail in details}
     if "extra_forbidden" in kinds or any(detail["loc"][-1:] == ("[key]",) for detail in details):
         section = accepted(schema, path[:-1])
-        return _unknown_key(path, section.keys if section else ())
+        for part in path[:-1]:
+            container = container[part]
+        return _unknown_key(path, section.keys_of(container.get("kind")) if section else ())
     target = accepted(schema, path)
     options = target.options if target else []
     options = details[0].get("ctx", {}).get("options", options)  # a validator of the schema may know them

@@ -89,8 +89,13 @@ class Accepted(NamedTuple):
     @property
     def keys(self) -> list[str]:
         """The keys of a section that the schema names."""
+        return self.keys_of(None)
+
+    def keys_of(self, variant: object) -> list[str]:
+        """The keys of a section of the kind `variant`, or of all kinds where there is no such."""
         found: list[str] = []
-        for annotation, _ in self._parts():
+        parts = self._parts()
+        for annotation, _ in [part for part in parts if variant in part.metadata] or parts:
             if _is_model(annotation):
                 found += annotation.model_fields
             elif get_origin(annotation) in (dict, Mapping):
@@ -106,7 +111,7 @@ class Accepted(NamedTuple):
             annotation, *extra = get_args(self.annotation)
             flat = [m for e in extra for m in (e.metadata if isinstance(e, pydantic.fields.FieldInfo) else [e])]
             if variants := [m for m in flat if isinstance(m, Variants)]:
-                return [Accepted(kind.Settings) for kind in variants[0].schemas.values()]
+                return [Accepted(kind.Settings, [name]) for name, kind in variants[0].schemas.items()]
             return Accepted(annotation, [*self.metadata, *flat])._parts()
         if get_origin(self.annotation) in (Union, types.UnionType):
             return [part for member in get_args(self.annotation) for part in Accepted(member, self.metadata)._parts()]

@@ -92,7 +92,14 @@ class Tree:
         except ConfigError as error:
             invalid = error.problems
         problems: list[Problem] = []
-        for found in (screened.problems, self._unchosen(screened.files), unreadable, invalid):
+        unnamed = self._unnamed(screened.files)
+        for found in (
+            screened.problems,
+            self._unchosen(screened.files),
+            unnamed,
+            [] if unnamed else unreadable,
+            invalid,
+        ):
             # What is wrong with a key was left out, so that later checks miss it: they are not heard on that key.
             told = {problem.key for problem in problems}
             problems += [problem for problem in found if problem.key not in told]
@@ -140,7 +147,10 @@ class Tree:
         """Returns the overrides with `problem=…` put as Hydra takes it, and what is wrong with it (`conf.problem`)."""
         if "tasks" not in schema.model_fields or not any(map(is_chain, overrides)):
             return list(overrides), []
-        every = self._load([f"task=[{','.join(self.choices('task'))}]"])
+        try:
+            every = self._load([f"task=[{','.join(self.choices('task'))}]"])
+        except REFUSED as error:  # the file of a task is wrong, whichever are chosen
+            raise ConfigError([self._refusal(error)]) from error
         tasks: Any = OmegaConf.to_container(every.tasks)
         return unchained(overrides, tasks)
 
@@ -183,6 +193,16 @@ class Tree:
         choices = self._load(files).hydra.runtime.choices
         groups = [str(group) for group in choices if OmegaConf.is_missing(choices, group)]
         return [Problem(group, "be chosen", NOTHING, self.choices(group.split("@")[0])) for group in groups]
+
+    def _unnamed(self, files: list[str]) -> list[Problem]:
+        """The chosen tasks whose files do not say that they are those tasks."""
+        tree = self._load(files)
+        chosen = yaml.safe_load(tree.hydra.runtime.choices.get("task") or "[]")
+        names = [str(name).rpartition("/")[2] for name in (chosen if isinstance(chosen, list) else [chosen])]
+        deleted = {text.removeprefix("~tasks.") for text in files}
+        wrong = [name for name in names if name not in (tree.get("tasks") or {}) and name not in deleted]
+        rule = "choose files whose first line is # @package tasks.<name of the file>"
+        return [Problem("task", rule, name) for name in wrong]
 
     def _composable(self, base: list[str], overrides: list[str]) -> tuple[list[str], list[Problem]]:
         """Returns the overrides that Hydra takes on top of `base`, and the problems of those that it refuses."""

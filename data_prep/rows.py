@@ -1,6 +1,7 @@
 """Records of any format in, rows of a task out: which column is which field or label."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ from bert_mtl.config import SourceConfig, TaskConfig
 from bert_mtl.kinds import KINDS, Head
 from bert_mtl.tasks import DataError
 from data_prep.formats import Column, Columns, check_columns
+
+log = logging.getLogger(__name__)
 
 LABEL_COLUMNS = {"tagging": "tags", "multilabel": "labels", "vector": "vector"}  # other kinds: label
 
@@ -44,6 +47,8 @@ class Layout:
         self.labels = {head: column for head, column in columns.items() if head in self.kinds}
         self.needed: Columns = {field: column for field, column in columns.items() if field not in optional}
         self.names = source.labels
+        self.json = source.format == "jsonl"
+        self.unread = {"text_b"} - self.texts.keys()
 
     def _usual(self, source: SourceConfig) -> dict[str, Column]:
         """The columns where the source names none."""
@@ -70,6 +75,9 @@ class Layout:
         for column in self.needed.values():
             if not isinstance(column, list) and column not in record:
                 check_columns(self.needed, record, origin)
+        if self.unread & record.keys():
+            self.unread = set()  # told once
+            log.warning("%s: text_b is not read; name it in the source's columns ({text_b: text_b}) for pairs", origin)
         values: dict[str, Any] = {
             field: _words(record[column], origin) if field == "tokens" else _text(record, column, origin)
             for field, column in self.texts.items()
@@ -86,7 +94,7 @@ class Layout:
             value = json.dumps(value)
         if not isinstance(value, str | int | float | list | None):
             raise DataError(f"{where} must be text, a number, a list or null; got {json.dumps(value)[:60]}.")
-        value = _listed(value, self.kinds[head])
+        value = value if self.json else _listed(value, self.kinds[head])
         if (names := self.names.get(head)) is None or value is None:
             return value
         return [names.get(str(v), v) for v in value] if isinstance(value, list) else names.get(str(value), value)

@@ -43,7 +43,9 @@ def part_files(source: SourceConfig) -> dict[str, list[File]]:
     for file in (file for files in found.values() for file in files):
         if not file.exists():
             where = file.path / file.member if file.member else file.path
-            raise DataError(f"the source's path must be an existing file or folder; got {where}.")
+            raise DataError(
+                f"data.path, or the path of a task's source, must be an existing file or folder; got {where}."
+            )
     if "train" not in found:
         raise DataError(f"the source's path must give a train part; got {', '.join(found)}.")
     return found

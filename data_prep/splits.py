@@ -22,7 +22,8 @@ def split(strata: dict[str, np.ndarray], data: DataConfig, seed: int) -> dict[st
         if part not in chosen:
             taken = stratified(strata["train"][rows], fraction * total)
             if not len(taken):
-                raise DataError(f"data.{part}_fraction must give {part} an example; got {fraction} of {total} rows.")
+                got = f"got {fraction} of {total} rows. Give more rows, or a file for {part} in the source's path."
+                raise DataError(f"data.{part}_fraction must give {part} an example; {got}")
             chosen[part] = ("train", rows[taken])
             rows = np.delete(rows, taken)
     if not len(rows):
