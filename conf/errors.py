@@ -137,7 +137,7 @@ def _problem(path: KeyPath, details: Sequence[Any], schema: type[Schema], contai
         section = accepted(schema, path[:-1])
         for part in path[:-1]:
             container = container[part]
-        return _unknown_key(path, section.keys_of(container.get("kind")) if section else ())
+        return _unknown_key(path, section.of_kind(container.get("kind")).keys if section else ())
     target = accepted(schema, path)
     options = target.options if target else []
     options = details[0].get("ctx", {}).get("options", options)  # a validator of the schema may know them

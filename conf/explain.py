@@ -89,18 +89,17 @@ class Accepted(NamedTuple):
     @property
     def keys(self) -> list[str]:
         """The keys of a section that the schema names."""
-        return self.keys_of(None)
-
-    def keys_of(self, variant: object) -> list[str]:
-        """The keys of a section of the kind `variant`, or of all kinds where there is no such."""
         found: list[str] = []
-        parts = self._parts()
-        for annotation, _ in [part for part in parts if variant in part.metadata] or parts:
+        for annotation, _ in self._parts():
             if _is_model(annotation):
                 found += annotation.model_fields
             elif get_origin(annotation) in (dict, Mapping):
                 found += _literal(get_args(annotation)[0])
         return list(dict.fromkeys(found))
+
+    def of_kind(self, kind: object) -> "Accepted":
+        """What is taken where the section says that it is of this `kind`."""
+        return next((part for part in self._parts() if kind is not None and kind in part.metadata), self)
 
     def __str__(self) -> str:
         return " | ".join(dict.fromkeys(_type_name(*part) for part in self._parts()))
@@ -182,7 +181,22 @@ def help_text(
         sections.setdefault(section, []).append((f"{key}={shown(value)}", " ".join([*about, notes.get(key, "")])))
     for section, rows in sections.items():
         lines += ["", ": ".join(filter(None, [section or "Keys: key=value", notes.get(section)])), *_table(rows)]
+    if "tasks" in schema.model_fields:
+        chain = ('problem="imdb|snips_intent"', "instead of task: tasks parted by |, heads of one task by &")
+        lines += ["", "tasks: what they and their heads take besides", *_table([chain, *_unset(values, schema)])]
     return "\n".join(lines)
+
+
+def _unset(values: Mapping[str, Any], schema: type[pydantic.BaseModel]) -> Iterator[tuple[str, str]]:
+    """(key, what it takes) of all that the sections of tasks and heads do not hold."""
+    for name, task in values.get("tasks", {}).items():
+        sections: dict[tuple[str, ...], Any] = {("tasks", name): task}
+        sections |= {("tasks", name, "heads", head): held for head, held in task.get("heads", {}).items()}
+        for path, held in sections.items():
+            if field := accepted(schema, path):
+                own = field.of_kind(held.get("kind"))
+                for key in (key for key in own.keys if key not in held):
+                    yield ".".join((*path, key)), f"({_at(own, [key])})"
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:

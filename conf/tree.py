@@ -195,14 +195,15 @@ class Tree:
         return [Problem(group, "be chosen", NOTHING, self.choices(group.split("@")[0])) for group in groups]
 
     def _unnamed(self, files: list[str]) -> list[Problem]:
-        """The chosen tasks whose files do not say that they are those tasks."""
-        tree = self._load(files)
-        chosen = yaml.safe_load(tree.hydra.runtime.choices.get("task") or "[]")
-        names = [str(name).rpartition("/")[2] for name in (chosen if isinstance(chosen, list) else [chosen])]
-        deleted = {text.removeprefix("~tasks.") for text in files}
-        wrong = [name for name in names if name not in (tree.get("tasks") or {}) and name not in deleted]
-        rule = "choose files whose first line is # @package tasks.<name of the file>"
-        return [Problem("task", rule, name) for name in wrong]
+        """The chosen files of tasks that do not say which task they are: the one that they are named after."""
+        composed = self.loader.compute_defaults_list(self.name, files, RunMode.MULTIRUN)
+        packages = {str(each.config_path): each.package for each in composed.defaults}
+        chosen = {Path(path).name: package for path, package in packages.items() if path.startswith("task/")}
+        return [
+            Problem("task", f"choose files whose first line is # @package tasks.{name} (theirs is {package})", name)
+            for name, package in chosen.items()
+            if package != f"tasks.{name}"
+        ]
 
     def _composable(self, base: list[str], overrides: list[str]) -> tuple[list[str], list[Problem]]:
         """Returns the overrides that Hydra takes on top of `base`, and the problems of those that it refuses."""

@@ -86,6 +86,14 @@ def test_a_documented_task_reads_its_data(place, name, texts, labels):
             np.testing.assert_array_equal(example.labels[head], numbers)
 
 
+def test_the_first_documented_task_trains_by_its_command(place, vocab_file, monkeypatch):
+    header, *rows = Path("data/tickets.csv").read_text().splitlines()
+    Path("data/tickets.csv").write_text("\n".join([header, *rows * 10]) + "\n")
+    tiny = [f"tokenizer.vocab={vocab_file}", "tokenizer.max_length=16", "input.pad_to=16"]
+    run(monkeypatch, train.main, COMMANDS[0], "model=tiny", "model.size.num_layers=1", *tiny, "run.dir=runs/tickets")
+    assert json.loads(Path("runs/tickets/metrics.json").read_text())["test"].keys() == {"tickets"}
+
+
 def test_the_documented_kind_is_short_and_trains_and_answers_by_the_documented_commands(
     place, vocab_file, monkeypatch, capsys
 ):

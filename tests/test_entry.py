@@ -443,6 +443,67 @@ def test_help_explains_groups_keys_types_and_values(tree, capsys, monkeypatch):
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_help_names_the_keys_that_tasks_and_heads_of_each_kind_may_have_besides(capsys, monkeypatch):
+    from bert_mtl import train
+
+    monkeypatch.setattr(sys, "argv", ["train", "task=[snips]", "--help"])
+    monkeypatch.setenv("COLUMNS", "140")
+    train.main()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    of_intent = [line.split()[0].rpartition(".")[2] for line in lines if line.startswith("tasks.snips.heads.intent.")]
+    assert of_intent == ["kind=classification", *of_intent[1:]] and "crf" not in of_intent
+    assert {"weight", "share_head", "label_smoothing", "class_weights", "metric"} <= set(of_intent)
+    assert "tasks.snips.heads.slots.crf (true | false)" in [" ".join(line.split()) for line in lines]
+    assert "tasks.snips.limit (whole number > 0 | null)" in [" ".join(line.split()) for line in lines]
+    assert any(line.startswith('problem="imdb|snips_intent"') for line in lines)
+
+
+def test_a_key_of_another_kind_is_answered_with_the_keys_of_its_own():
+    from bert_mtl.config import TrainConfig
+
+    with pytest.raises(ConfigError, match=r"intent.crf must be a key of .*; got crf. Options: ([\w, ]+)\.$") as error:
+        compose("train", ["task=[snips]", "tasks.snips.heads.intent.crf=true"], TrainConfig)
+    assert "class_weights" in str(error.value) and "minimum_score" not in str(error.value)
+
+
+def test_a_folder_of_own_files_that_is_not_there_is_named(tree, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(tree, "--config-dir", "nowhere", "task=imdb")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "--config-dir must be a folder; got nowhere.\n"
+
+
+def test_a_file_that_does_not_say_that_it_is_the_task_of_its_name_is_named(tree, capsys):
+    (tree / "task" / "copy.yaml").write_text((tree / "task" / "imdb.yaml").read_text())
+    (tree / "task" / "bare.yaml").write_text("kind: classification\nlabels: [a, b]\n")
+    for choice, named, own in (
+        ("[imdb,copy]", "copy", "tasks.imdb"),
+        ("copy", "copy", "tasks.imdb"),
+        ("bare", "bare", "task"),
+    ):
+        with pytest.raises(SystemExit):
+            run(tree, f"task={choice}")
+        said = capsys.readouterr().err
+        assert (
+            f"task must choose files whose first line is # @package tasks.{named} (theirs is {own}); got {named}."
+            in said
+        )
+
+
+def test_an_error_stands_in_the_log_of_the_run_too(tree, capsys):
+    class Wrong(Exception):
+        user_error = True
+
+    def job(config):
+        raise Wrong("the data must be there; got nothing.")
+
+    with pytest.raises(SystemExit):
+        main("train", Train, job, argv=["hydra.job_logging.root.handlers=[file]"], config_dir=tree)
+    assert capsys.readouterr().err == "the data must be there; got nothing.\n"
+    (log,) = Path("out/single").glob("*.log")
+    assert log.read_text().rstrip().endswith("the data must be there; got nothing.")
+
+
 def test_help_fits_a_narrow_terminal(tree, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     run(tree, "--help")
