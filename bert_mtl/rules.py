@@ -137,6 +137,13 @@ def _of_sharing(key: str, name: str, heads: Mapping[str, HeadSettings]) -> list[
     if heads[other].share_head is not None:
         return [Problem(key, "name a head that has a layer of its own", other)]
     keys = ["kind", *own.layer_keys]
-    if any(getattr(own, key) != getattr(heads[other], key, None) for key in keys):
-        return [Problem(key, f"name a head with the same {' and '.join(keys)}", other)]
+    alike = [
+        head
+        for head, config in heads.items()
+        if head != name
+        and config.share_head is None
+        and all(getattr(own, key) == getattr(config, key, None) for key in keys)
+    ]
+    if other not in alike:
+        return [Problem(key, f"name a head with the same {' and '.join(keys)}", other, alike or [None])]
     return []

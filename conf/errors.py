@@ -146,6 +146,8 @@ def _problem(path: KeyPath, details: Sequence[Any], schema: type[Schema], contai
     first = details[0]
     value = first["ctx"]["tag"] if first["type"] == "union_tag_invalid" else first["input"]
     rule = " or ".join(dict.fromkeys(map(_rule, details)))
+    if kinds == {"string_type"} and isinstance(value, bool):
+        rule += " (YAML reads yes, no, on and off without quotes as true and false)"
     return Problem(dotted(path) or "the configuration", rule, value, options if "options" in rule else ())
 
 

@@ -64,6 +64,10 @@ class Tree:
                 added |= self.check(job, schema)[1]
             except ConfigError as error:
                 problems += error.problems
+        if sweep:
+            rule = "be left out of a sweep, whose jobs have numbered folders in hydra.sweep.dir"
+            own = [text.partition("=")[2] for text in overrides if text.startswith("run.dir=")]
+            problems += [Problem("run.dir", rule, folder) for folder in own]
         if problems:
             raise ConfigError(problems)
         return [_forced(text, added) for text in overrides]

@@ -170,8 +170,9 @@ def test_full_names_of_heads_do_not_meet(heads):
     [
         (SCORE | {"share_head": "cc"}, "name another head of this run; got cc. Options: b_mood, c, d. Did you mean c"),
         (SCORE | {"share_head": "a"}, "name another head of this run; got a. Options: b_mood, c, d"),
-        (SCORE | {"share_head": "b_mood"}, "name a head with the same kind; got b_mood"),
+        (SCORE | {"share_head": "b_mood"}, "name a head with the same kind; got b_mood. Options: null"),
         (MOOD | {"labels": ["pos", "neg"], "share_head": "b_mood"}, "name a head with the same kind and labels"),
+        (MOOD | {"share_head": "d"}, "name a head with the same kind and labels; got d. Options: b_mood"),
         (MOOD | {"share_head": "c"}, "name a head that has a layer of its own; got c"),
         ({"kind": "vector", "dim": 3, "share_head": "d"}, "name a head with the same kind and dim; got d"),
     ],
@@ -185,6 +186,30 @@ def test_a_layer_is_shared_only_by_heads_that_can(head, rule):
     assert list(tasks_of(others).tasks) == ["b", "c", "d"]
     with pytest.raises(ConfigError, match=f"^tasks.a.heads.a.share_head must {rule}"):
         tasks_of({"a": {"a": head}} | others)
+
+
+def test_masked_words_are_shared_only_by_tasks_that_change_as_much():
+    mlm = "{{heads: {{{name}: {{kind: mlm{share}}}}}, sources: {{sample: {{format: text, path: x}}}}{more}}}"
+    first = "+tasks.a=" + mlm.format(name="a", share="", more="")
+    for trainable in ("heads", "last:1"):
+        second = "+tasks.b=" + mlm.format(name="b", share=", share_head: a", more=f", trainable: '{trainable}'")
+        rule = rf"name a head of a task with the same trainable \({trainable}\); got a"
+        with pytest.raises(ConfigError, match=f"^tasks.b.heads.b.share_head must {rule}"):
+            entry.compose("train", ["~tasks.imdb", first, second], schemas.TrainConfig)
+
+
+@pytest.mark.parametrize(("task", "head", "kind"), [("snips", "slots", "tagging"), ("imdb_mlm", "imdb_mlm", "mlm")])
+def test_heads_of_words_and_of_masks_read_no_pairs(task, head, kind):
+    rule = f"have no text_b beside {head}, of kind {kind}, which reads single texts; got b"
+    with pytest.raises(ConfigError, match=f"tasks.{task}.sources.full.columns must {rule}"):
+        overrides = [f"task=[{task}]", "data=full", f"++tasks.{task}.sources.full.columns.text_b=b"]
+        entry.compose("train", overrides, schemas.TrainConfig)
+
+
+def test_a_label_that_yaml_takes_for_true_is_told_of_quotes():
+    overrides = ["task=[imdb]", "tasks.imdb.heads.imdb.labels=[true,false]"]
+    with pytest.raises(ConfigError, match=r"labels.0 must be text \(YAML reads yes, no, on and off without quotes as "):
+        entry.compose("train", overrides, schemas.TrainConfig)
 
 
 @pytest.mark.parametrize("rate", ["0", "-1"])

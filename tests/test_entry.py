@@ -490,6 +490,16 @@ def test_a_file_that_does_not_say_that_it_is_the_task_of_its_name_is_named(tree,
         )
 
 
+def test_a_sweep_has_folders_of_its_own(capsys, monkeypatch):
+    from bert_mtl import train
+
+    monkeypatch.setattr(sys, "argv", ["train", "--multirun", "seed=1,2", "run.dir=runs/same"])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 2
+    assert "run.dir must be left out of a sweep, whose jobs have numbered folders" in capsys.readouterr().err
+
+
 def test_an_error_stands_in_the_log_of_the_run_too(tree, capsys):
     class Wrong(Exception):
         user_error = True
