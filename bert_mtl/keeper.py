@@ -163,11 +163,8 @@ class Keeper(keras.callbacks.Callback):
             "The last good state is kept." if self.run.state.exists() else "No state has been saved yet."
         )
 
-    def _finite_weights(self) -> bool:
-        return all(np.isfinite(keras.ops.convert_to_numpy(v)).all() for v in self.model.trainable_variables)
-
     def _check_weights(self) -> None:
-        if not self._finite_weights():
+        if not all(np.isfinite(keras.ops.convert_to_numpy(v)).all() for v in self.model.trainable_variables):
             raise RunError(f"the weights must stay finite; got NaN or infinity by step {self.step}. {self._advice}")
 
     def _check_scores(self, dev: dict[str, dict[str, float]]) -> None:
