@@ -135,8 +135,14 @@ class Pipeline:
         return int(np.ceil(min(SPARE_MASKS * most, self._mask_rates.max() * tokens)))
 
     def steps(self, epoch: Epoch) -> int:
-        """How many batches (of all replicas together) an epoch has."""
-        return sum(len(plan.batches) for plan in self._plans(epoch, self._order(epoch)))
+        """How many batches (of all replicas together) an epoch has; planned once."""
+        if epoch not in self._steps:
+            self._steps[epoch] = sum(len(plan.batches) for plan in self._plans(epoch, self._order(epoch)))
+        return self._steps[epoch]
+
+    @cached_property
+    def _steps(self) -> dict[Epoch, int]:
+        return {}
 
     def describe(self, epoch: Epoch) -> str:
         """Steps and rows of an epoch, and how full these are."""
