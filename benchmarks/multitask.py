@@ -51,7 +51,8 @@ def main() -> None:
         for head, score in by_head.items():
             scores.setdefault(head, {"alone": [], "together": []})[job.kind].append(score)
     show(scores, limits_of(own["tasks"]))
-    save(own.pop("result"), {"scores": scores, **own, "settings": given}, "tensorflow", "keras")
+    choice = {key: own[key] for key in ("tasks", "together", "epochs", "seeds")}
+    save(own["result"], {"scores": scores, **choice, "settings": given}, "tensorflow", "keras")
 
 
 def limits_of(tasks: str) -> dict[str, str]:
