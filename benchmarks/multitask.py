@@ -2,8 +2,8 @@
 
     python -m benchmarks.multitask data=../shared/data tasks=imdb:2000,sst2:500 epochs=2 seeds=1,2,3
 
-`tasks` gives the train rows of each task after a colon (all without one). Together the runs see as many examples as all
-single runs do, unless `together` says otherwise: settings of `bert_mtl.train` for that run alone (a larger batch, a
+`tasks` gives the train rows of each task after a colon (all without one). The run of all tasks sees as many examples as
+the single runs do, unless `together` says otherwise: settings of `bert_mtl.train` for that run alone (a larger batch, a
 mixing), separated by blanks. What counts is every head's own metric on dev after the last epoch: nothing is selected,
 no test part is looked at. Further arguments are settings for all runs. Every run is a process, `jobs` at a time, kept
 in the folder `runs`, so that an interrupted call goes on. The result is `benchmarks/results/<result>.json`.
@@ -43,6 +43,8 @@ class Job(NamedTuple):
 def main() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     own = {key: given.pop(key, default) for key, default in OWN.items()}
+    if len(limits_of(own["tasks"])) < 2:
+        raise SystemExit(f"tasks must name at least two tasks to compare; got {own['tasks'] or 'none'}.")
     jobs = list(jobs_of(own, [f"{key}={value}" for key, value in given.items()]))
     with ThreadPoolExecutor(int(own["jobs"])) as pool:
         found = list(pool.map(lambda job: dev_scores(Path(own["runs"]), job.overrides), jobs))

@@ -96,10 +96,9 @@ def _of_task(name: str, task: TaskConfig, data: DataConfig) -> list[Problem]:
     for source_name, source in task.sources.items():
         rule, key_of_source = "name known fields", f"{key}.sources.{source_name}.columns"
         found += [Problem(key_of_source, rule, field, fields) for field in source.columns if field not in fields]
-        if "text_b" in source.columns and (
-            single := [h for h in task.heads if KINDS[task.heads[h].kind].level != "text"]
-        ):
-            rule = f"have no text_b beside {single[0]}, of kind {task.heads[single[0]].kind}, which reads single texts"
+        single = [(head, config.kind) for head, config in task.heads.items() if KINDS[config.kind].level != "text"]
+        if single and "text_b" in source.columns:
+            rule = f"have no text_b beside {single[0][0]}, of kind {single[0][1]}, which reads single texts"
             found.append(Problem(key_of_source, rule, source.columns["text_b"]))
     return found
 
@@ -117,12 +116,11 @@ def _of_names(tasks: Mapping[str, TaskConfig]) -> list[Problem]:
     owners = {full_name(task, head): task for task, head in keys}
     for (task, head), key in keys.items():
         found += _of_sharing(f"{key}.share_head", full_name(task, head), named)
-        config = tasks[task].heads[head]
+        config, trainable = tasks[task].heads[head], tasks[task].trainable
         owner = owners.get(config.share_head or "", task)
-        if KINDS[config.kind].level == "mask" and tasks[owner].trainable != tasks[task].trainable:
-            rule = (
-                f"name a head of a task with the same trainable ({tasks[task].trainable})"  # the layer reads the words
-            )
+        # The shared layer reads the word embeddings, which one of the two tasks may change and the other may not.
+        if KINDS[config.kind].level == "mask" and tasks[owner].trainable != trainable:
+            rule = f"name a head of a task with the same trainable ({trainable})"
             found.append(Problem(f"{key}.share_head", rule, config.share_head))
     return found
 

@@ -114,7 +114,7 @@ def readings(run: Run, pair: bool) -> list[Reading]:
 
 def _readings(run: Run, tasks: Sequence[Task], pair: bool) -> list[Reading]:
     # The words of a text, joined by spaces, are other pieces than the text itself.
-    own_words = pair or run.tokenizer.kind == "sentencepiece"
+    own_words = run.tokenizer.kind == "sentencepiece"
     groups: dict[tuple, list[Task]] = {}
     for task in tasks:
         masks = any(head.level == "mask" for head in task.heads.values())
