@@ -16,7 +16,7 @@ from conf.errors import ConfigError
 
 
 def asked(run, **changes):
-    settings = {"part": "test", "batch_size": 32, "errors": 2, "baseline": False, "output": None}
+    settings = {"part": "test", "batch_size": 32, "errors": 3, "baseline": False, "output": None}
     return EvaluateConfig(run=str(run), **settings | changes)
 
 
@@ -57,7 +57,7 @@ def test_text_heads_that_a_linear_model_can_answer_stand_beside_one(evaluated):
 
 def test_errors_show_the_texts_as_they_were_given(evaluated):
     errors = evaluated[0]["alike"]["errors"]
-    assert len(errors) == 2
+    assert len(errors) == 3
     for error in errors:
         same = error["text"].split()[-1] == error["text_b"].split()[1]
         assert error["label"] == (5.0 if same else 0.0)

@@ -85,23 +85,20 @@ def test_labels_given_as_tags_or_twice_are_faults_of_the_settings():
 OUTPUTS = np.log(np.stack([sure_of("O", "B-person", "O"), sure_of("B-location", "O", "O", by=0.4)]))
 LABEL_IDS = np.array([[0, -1, 3], [3, -1, -1]], np.int32)
 WEIGHTS = (LABEL_IDS >= 0).astype(np.float32)
-INPUTS = {
-    "segment_ids": np.array([[1, 1, 1], [2, 2, 3]], np.int32),  # the third text has no labelled word
-    "first_token": np.array([0, 3, 5, 0], np.int32),
-}
+INPUTS = {"segment_ids": np.array([[1, 1, 1], [2, 2, 0]], np.int32)}
 
 
-def test_the_loss_is_the_cross_entropy_of_labelled_tokens_by_text():
-    total, texts = HEAD.loss(OUTPUTS, LABEL_IDS, WEIGHTS, INPUTS)
+def test_the_loss_is_the_cross_entropy_of_labelled_tokens():
+    total, count = HEAD.loss(OUTPUTS, LABEL_IDS, WEIGHTS, INPUTS)
     assert float(total) == pytest.approx(-np.log(0.8) - np.log(0.05) - np.log(0.4), abs=1e-5)
-    assert float(texts) == 2
+    assert float(count) == 3
 
 
 def test_without_transitions_a_crf_has_the_same_loss_and_answers():
     crf = make(crf=True)
-    total, texts = crf.loss(OUTPUTS, LABEL_IDS, WEIGHTS, INPUTS)
+    total, count = crf.loss(OUTPUTS, LABEL_IDS, WEIGHTS, INPUTS)
     assert float(total) == pytest.approx(-np.log(0.8) - np.log(0.05) - np.log(0.4), abs=1e-5)
-    assert float(texts) == 2
+    assert float(count) == 3
     np.testing.assert_allclose(crf.answer(OUTPUTS, LABEL_IDS, INPUTS), HEAD.answer(OUTPUTS, LABEL_IDS, INPUTS))
     assert crf.decode([sure_of(*TAGS[:3])]) == HEAD.decode([sure_of(*TAGS[:3])])
 
@@ -170,7 +167,7 @@ def test_metrics_by_hand():
     assert values == pytest.approx(
         # found: 2 of the 3 given, and 2 that are none
         {"precision": 2 / 4, "recall": 2 / 3, "f1": 4 / 7, "accuracy": 4 / 6}
-        | {"loss": -(4 * np.log(0.8) + 2 * np.log(0.05)) / 2}
+        | {"loss": -(4 * np.log(0.8) + 2 * np.log(0.05)) / 6}
     )
 
 

@@ -137,15 +137,11 @@ class Head:
         raise NotImplementedError
 
     def loss(self, outputs: Any, labels: Any, weights: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Sum of the losses of items by weight, and what it is divided by, both scalars: the sum of those weights; of
-        `token` heads the number of labelled texts, a text's loss being the negative log likelihood of all its tags.
-
-        Items of weight 0 (other tasks' examples, padding, missing labels) neither add to it nor get a gradient.
-        """
+        """Sum of the losses of items by weight, and the sum of those weights, both scalars. Items of weight 0 (other
+        tasks' examples, padding, missing labels) neither add to it nor get a gradient."""
         known = ops.reshape(weights > 0, (*ops.shape(weights), *[1] * len(self.label_shape)))
         safe = ops.where(known, labels, ops.zeros_like(labels))
-        total = ops.sum(self.losses(outputs, safe) * weights)
-        return total, labelled_texts(weights, inputs) if self.level == "token" else ops.sum(weights)
+        return ops.sum(self.losses(outputs, safe) * weights), ops.sum(weights)
 
     def answer(self, outputs: Any, labels: Any, inputs: Mapping[str, Any]) -> Any:
         """What metrics, answers and exports are made of, from outputs, in the graph: probabilities, say."""
@@ -215,13 +211,6 @@ def label_id(head: str, value: Any, labels: Sequence[str], origin: str) -> int:
     if str(value).isdecimal() and int(value) < len(labels):
         return int(value)
     raise DataError(f"{origin}: {Problem(f'the label of head {head}', 'be listed', value, tuple(labels))}")
-
-
-def labelled_texts(weights: Any, inputs: Mapping[str, Any]) -> Any:
-    """How many segments have a token of positive weight; `weights` are `(rows, length)`."""
-    segments = ops.shape(inputs["first_token"])[0]
-    flat = ops.reshape(weights, (-1,)), ops.reshape(inputs["segment_ids"], (-1,))
-    return ops.sum(ops.cast(ops.segment_sum(*flat, num_segments=segments + 1) > 0, "float32"))
 
 
 def dense(units: int, name: str = "logits") -> layers.Dense:

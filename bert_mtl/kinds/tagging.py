@@ -12,7 +12,7 @@ from pydantic import Field
 
 from bert_mtl.kinds.classification import LabelledSettings
 from bert_mtl.kinds.crf import CrfLayer, negative_log_likelihood
-from bert_mtl.kinds.head import DataError, DenseLayer, Head, LayerContext, label_id, labelled_texts, register_kind
+from bert_mtl.kinds.head import DataError, DenseLayer, Head, LayerContext, label_id, register_kind
 from conf.errors import Problem
 from spans.tags import OUTSIDE, Decoder, Word, entities, tags_of
 
@@ -65,12 +65,12 @@ class Tagging(Head):
         return ops.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
 
     def loss(self, outputs: Any, labels: Any, weights: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """With a CRF the chains' negative log likelihoods; a text is a chain."""
+        """With a CRF the chains' negative log likelihoods and the number of their words: a loss a word either way."""
         if not self.settings.crf:
             return super().loss(outputs, labels, weights, inputs)
-        chain = self.layer.chain()
-        total = negative_log_likelihood(outputs, labels, weights > 0, inputs["segment_ids"], *chain)
-        return total, labelled_texts(weights, inputs)
+        words = weights > 0
+        total = negative_log_likelihood(outputs, labels, words, inputs["segment_ids"], *self.layer.chain())
+        return total, ops.sum(ops.cast(words, "float32"))
 
     def answer(self, outputs: Any, labels: Any, inputs: Mapping[str, Any]) -> Any:
         """Probabilities of each word alone; a CRF's transitions have their say in `decode`."""
@@ -78,7 +78,7 @@ class Tagging(Head):
 
     def metrics(self, answers: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> dict[str, float]:
         """Entities found in full (`f1`, `precision`, `recall`: seqeval's micro averages), right tags and, where words
-        are independent, `loss`, the mean over texts of -log p of all their tags."""
+        are independent, `loss`, the mean -log p of their tags."""
         best, truth = self.decode(answers), [[self.tags[tag] for tag in text] for text in labels]
         found, given = ({(i, *e) for i, text in enumerate(texts) for e in entities(text)} for texts in (best, truth))
         hits = len(found & given)
@@ -92,7 +92,7 @@ class Tagging(Head):
         if not self.settings.crf:
             ids = np.concatenate(labels)
             likely = np.concatenate(answers)[np.arange(len(ids)), ids]
-            values["loss"] = float(-np.log(np.maximum(likely, 1e-12)).sum() / len(labels))
+            values["loss"] = float(-np.log(np.maximum(likely, 1e-12)).mean())
         return values
 
     def decode(self, answers: Sequence[np.ndarray]) -> list[list[str]]:
