@@ -4,12 +4,15 @@
 
 `tasks` gives the train rows of each task after a colon (all without one). The run of all tasks sees as many examples as
 the single runs do, unless `together` says otherwise: settings of `bert_mtl.train` for that run alone (a larger batch, a
-mixing), separated by blanks. What counts is every head's own metric on dev after the last epoch: nothing is selected,
-no test part is looked at. Further arguments are settings for all runs. Every run is a process, `jobs` at a time, kept
-in the folder `runs`, so that an interrupted call goes on. The result is `benchmarks/results/<result>.json`.
+mixing), separated by blanks. With `distill` a third run learns all tasks from the labels and, to that share of its
+loss, from the single runs of its seed. What counts is every head's own metric on dev after the last epoch: nothing is
+selected, no test part is looked at. Further arguments are settings for all runs. Every run is a process, `jobs` at a
+time over `gpus`, kept in the folder `runs`, so that an interrupted call goes on. The result is
+`benchmarks/results/<result>.json`.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -29,15 +32,19 @@ from bert_mtl.config import TrainConfig
 from bert_mtl.tasks import make_tasks
 from conf import entry
 
-OWN = {"data": "../shared/data", "tasks": "", "together": "", "epochs": "2", "seeds": "1,2,3"}
-OWN |= {"jobs": "1", "runs": "runs/multitask", "result": "multitask"}
+OWN = {"data": "../shared/data", "tasks": "", "together": "", "distill": "0", "epochs": "2", "seeds": "1,2,3"}
+OWN |= {"jobs": "1", "gpus": "1", "runs": "runs/multitask", "result": "multitask"}
 
 
 class Job(NamedTuple):
-    """A training: whether of one task `alone` or of all `together`, and its settings."""
+    """A training: of one task `alone`, of all `together`, or of all as they are `taught` by the single runs; and its
+    settings."""
 
     kind: str
     overrides: list[str]
+
+    def folder(self, runs: str) -> Path:
+        return Path(runs) / hashlib.sha256(" ".join(self.overrides).encode()).hexdigest()[:16]
 
 
 def main() -> None:
@@ -45,15 +52,17 @@ def main() -> None:
     own = {key: given.pop(key, default) for key, default in OWN.items()}
     if len(limits_of(own["tasks"])) < 2:
         raise SystemExit(f"tasks must name at least two tasks to compare; got {own['tasks'] or 'none'}.")
-    jobs = list(jobs_of(own, [f"{key}={value}" for key, value in given.items()]))
-    with ThreadPoolExecutor(int(own["jobs"])) as pool:
-        found = list(pool.map(lambda job: dev_scores(Path(own["runs"]), job.overrides), jobs))
+    settings = [f"{key}={value}" for key, value in given.items()]
     scores: dict[str, dict[str, list[float]]] = {}
-    for job, by_head in zip(jobs, found, strict=True):
-        for head, score in by_head.items():
-            scores.setdefault(head, {"alone": [], "together": []})[job.kind].append(score)
+    for jobs in (list(jobs_of(own, settings)), list(taught_jobs(own, settings))):
+        with ThreadPoolExecutor(int(own["jobs"])) as pool:
+            gpus = itertools.cycle(range(int(own["gpus"])))
+            found = list(pool.map(lambda job, gpu: dev_scores(job.folder(own["runs"]), job.overrides, gpu), jobs, gpus))
+        for job, by_head in zip(jobs, found, strict=True):
+            for head, score in by_head.items():
+                scores.setdefault(head, {"alone": [], "together": []}).setdefault(job.kind, []).append(score)
     show(scores, limits_of(own["tasks"]))
-    choice = {key: own[key] for key in ("tasks", "together", "epochs", "seeds")}
+    choice = {key: own[key] for key in ("tasks", "together", "distill", "epochs", "seeds")}
     save(own["result"], {"scores": scores, **choice, "settings": given}, "tensorflow", "keras")
 
 
@@ -77,13 +86,23 @@ def jobs_of(own: dict[str, str], settings: list[str]) -> Iterator[Job]:
             yield Job(kind, [f"task=[{','.join(group)}]", f"seed={seed}", *choice])
 
 
-def dev_scores(folder: Path, overrides: list[str]) -> dict[str, float]:
-    """Head (with its metric) -> score on dev after the last epoch of the run of these settings."""
-    run = folder / hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:16]
+def taught_jobs(own: dict[str, str], settings: list[str]) -> Iterator[Job]:
+    """The runs of all tasks once more, with the single runs of each one's seed as teachers."""
+    jobs = list(jobs_of(own, settings)) if float(own["distill"]) else []
+    for together in (job for job in jobs if job.kind == "together"):
+        seed = together.overrides[1]
+        alone = [str(job.folder(own["runs"])) for job in jobs if job.kind == "alone" and job.overrides[1] == seed]
+        more = [f"distill.teachers=[{','.join(alone)}]", f"distill.weight={own['distill']}"]
+        yield Job("taught", [*together.overrides, *more])
+
+
+def dev_scores(run: Path, overrides: list[str], gpu: int) -> dict[str, float]:
+    """Head (with its metric) -> score on dev after the last epoch of the run of these settings, on that GPU if any."""
     finished = run / "metrics.json"
     if not finished.exists():
         arguments = [f"run.resume={run}"] if (run / "config.yaml").exists() else [*overrides, f"run.dir={run}"]
         several = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # else the first of several runs takes all of a GPU's memory
+        several["CUDA_VISIBLE_DEVICES"] = str(gpu)
         command = [sys.executable, "-m", "bert_mtl.train", *arguments]
         print(shlex.join(command), flush=True)
         subprocess.run(command, env=os.environ | several, check=True, stdout=subprocess.DEVNULL)
@@ -94,12 +113,14 @@ def dev_scores(folder: Path, overrides: list[str]) -> dict[str, float]:
 
 
 def show(scores: dict[str, dict[str, list[float]]], limits: dict[str, str]) -> None:
-    """The table: mean and deviation over seeds, in points."""
-    table = Table("head (metric on dev)", "train rows", "alone", "together", "gain")
+    """The table: mean and deviation over seeds, in points, and what is gained beside the single runs."""
+    others = [kind for kind in next(iter(scores.values())) if kind != "alone"]
+    table = Table("head (metric on dev)", "train rows", "alone", *(name for kind in others for name in (kind, "gain")))
     for head, found in scores.items():
         task = max((name for name in limits if head.startswith(name)), key=len)
-        gain = 100 * (mean(found["together"]) - mean(found["alone"]))
-        table.add_row(head, limits[task] or "all", *(spread(found[kind]) for kind in found), f"{gain:+.2f}")
+        gains = {kind: f"{100 * (mean(found[kind]) - mean(found['alone'])):+.2f}" for kind in others}
+        compared = [text for kind in others for text in (spread(found[kind]), gains[kind])]
+        table.add_row(head, limits[task] or "all", spread(found["alone"]), *compared)
     Console().print(table)
 
 

@@ -1,5 +1,6 @@
 """What a model answers to a whole part: batches in, answers and labels of each head out, in stored order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,10 @@ class Answered:
     index: np.ndarray
 
 
-def answer_part(model: MultiTaskModel, pipeline: Pipeline) -> dict[str, Answered]:
-    """The answers of the heads of the pipeline's tasks to every example of a part; a bar where it takes long."""
-    names = [label.name for label in pipeline.labels]
+def answer_part(model: MultiTaskModel, pipeline: Pipeline, heads: Sequence[str] | None = None) -> dict[str, Answered]:
+    """The answers of the named heads of the pipeline's tasks (of all) to every example of a part; a bar where it takes
+    long."""
+    names = [label.name for label in pipeline.labels] if heads is None else list(heads)
     found: dict[str, list[Answered]] = {name: [] for name in names}
     epoch = pipeline.first_epoch
     steps = pipeline.steps(epoch)

@@ -60,7 +60,7 @@ class Window:
         task: `(examples,)` number of each example's task.
         index: `(examples,)` place of each example in its task's part.
         labels: text head -> stored labels `(examples, *shape)`.
-        token_labels: token head -> stored labels `(tokens,)`.
+        token_labels: token head -> stored labels `(tokens, *shape)`.
     """
 
     token_ids: np.ndarray
@@ -117,7 +117,7 @@ def complete(window: Window, specs: Sequence[LabelSpec]) -> Window:
             empty = np.full((len(window.task), *spec.shape), spec.missing, spec.dtype)
             labels[spec.name] = window.labels.get(spec.name, empty)
         elif spec.level == "token":
-            empty = np.full(len(window.token_ids), spec.missing, spec.dtype)
+            empty = np.full((len(window.token_ids), *spec.shape), spec.missing, spec.dtype)
             token_labels[spec.name] = window.token_labels.get(spec.name, empty)
     return replace(window, labels=labels, token_labels=token_labels)
 
@@ -136,17 +136,23 @@ def assemble(window: Window, batch: Batch, layout: Layout, random: np.random.Gen
             )
             arrays[f"place.{head.name}"] = place
         elif head.level == "token":
-            labels = places.by_token(examples.token_labels[head.name], -1)
-            weights = (labels >= 0).astype(np.float32)
-            mine = _any_by_example(examples.token_labels[head.name] >= 0, examples)
+            values = examples.token_labels[head.name]
+            known = _known(values)
+            mine = _any_by_example(known, examples)
+            labels, weights = places.by_token(values, head.missing), places.by_token(known.astype(np.float32))
         else:
             values = examples.labels[head.name]
-            known = values >= 0 if values.dtype.kind == "i" else ~np.isnan(values)
-            mine = mine & (known.all(axis=tuple(range(1, known.ndim))) | (not head.needs_label))
+            mine = mine & (_known(values) | (not head.needs_label))
             labels, weights = places.by_segment(values), places.by_segment(mine.astype(np.float32))
         arrays |= {f"label.{head.name}": labels, f"weight.{head.name}": weights}
         arrays[f"count.{head.name}"] = np.float32(mine.sum())
     return arrays
+
+
+def _known(labels: np.ndarray) -> np.ndarray:
+    """Which of stored labels `(items, …)` are given, `(items,)`."""
+    known = labels >= 0 if labels.dtype.kind == "i" else ~np.isnan(labels)
+    return np.asarray(known.all(axis=tuple(range(1, known.ndim))))
 
 
 def _any_by_example(tokens: np.ndarray, examples: Window) -> np.ndarray:
@@ -175,10 +181,10 @@ class _Places:
         self.segment = np.cumsum(1 + self.separate) - self.separate - 1
 
     def by_token(self, values: np.ndarray, filler: float = 0) -> np.ndarray:
-        """`(rows, length)` of values `(tokens,)`, int32 or float32."""
-        flat = np.full(self.layout.rows * self.length, filler, _dtype(values))
+        """`(rows, length, …)` of values `(tokens, …)`, int32 or float32."""
+        flat = np.full((self.layout.rows * self.length, *values.shape[1:]), filler, _dtype(values))
         flat[self.token] = values
-        return flat.reshape(self.layout.rows, self.length)
+        return flat.reshape(self.layout.rows, self.length, *values.shape[1:])
 
     def by_segment(self, values: np.ndarray, filler: float = 0) -> np.ndarray:
         """`(segments, …)` of values `(examples, …)`, int32 or float32, at the first segment of each example."""

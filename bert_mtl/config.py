@@ -176,6 +176,11 @@ class RunConfig(Schema):
     resume: Filled | None
 
 
+class DistillConfig(Schema):
+    teachers: list[Filled]
+    weight: Annotated[float, Field(gt=0, le=1)]
+
+
 class TrainSettings(Schema):
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -212,6 +217,7 @@ class TrainConfig(PrepareConfig):
     tracking: TrackingConfig
     run: RunConfig
     train: TrainSettings
+    distill: DistillConfig
 
     def problems(self) -> list[Problem]:
         return super().problems() + training_problems(self)

@@ -70,7 +70,7 @@ class Pipeline:
 
     @property
     def labels(self) -> tuple[LabelSpec, ...]:
-        return tuple(label for reader in self.readers for label in reader.columns.labels)
+        return tuple(label for reader in self.readers for label in reader.labels)
 
     @property
     def first_epoch(self) -> Epoch:

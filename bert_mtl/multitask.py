@@ -15,6 +15,7 @@ from bert_mtl.kinds import Head
 from bert_mtl.kinds.head import LayerContext
 from bert_mtl.pooling import mean_states, states_at
 from bert_mtl.tasks import Task
+from bert_mtl.taught import taught
 from bert_mtl.weighting import Weighting, norm
 
 
@@ -38,6 +39,7 @@ class MultiTaskModel(keras.Model):
         self.pooling = pooling
         self.frozen = tuple(frozen) if frozen and any(frozen) else None
         self.weighting: Weighting | None = None  # a training sets it
+        self.teachers_weight = 0.0  # and this: the share of a loss that follows teachers, where there are any
         self.loss_means = [keras.metrics.Mean(name) for name in ("loss", *(f"{head}_loss" for head in heads))]
         self.answerers: dict[tuple[str, ...], Any] = {}
         self.built = True  # every variable exists already
@@ -105,12 +107,12 @@ class MultiTaskModel(keras.Model):
         The loss of a head is the mean over its labelled items of all replicas; `weighting` says how they add up.
         """
         inputs, names = model_inputs(batch, self.heads), list(self.heads)
-        counts = _over_replicas(ops.stack([batch["examples"], *(batch[f"count.{name}"] for name in names)]))
+        counts = _over_replicas(ops.stack([batch["examples"], *(_labelled(batch, name) for name in names)]))
         with tf.GradientTape(persistent=True) as tape:
             outputs = self(inputs, training=True)
             losses, weights = [], []
-            for name, head in self.heads.items():
-                total, weight = head.loss(outputs[name], batch[f"label.{name}"], batch[f"weight.{name}"], inputs)
+            for name in names:
+                total, weight = self._loss(name, outputs[name], batch, inputs)
                 weights.append(_over_replicas(weight))
                 losses.append(total / ops.maximum(weights[-1], 1e-6))
         counts = ops.concatenate([counts[:1], ops.where(ops.stack(weights) > 0, counts[1:], 0.0)])
@@ -123,6 +125,24 @@ class MultiTaskModel(keras.Model):
             mean.update_state(_over_replicas(value), sample_weight=count)
         squares = _over_replicas(ops.square(norm(gradients)))  # before any clipping; NaN wherever one is
         return {mean.name: mean.result() for mean in self.metrics} | {"gradient_norm": ops.sqrt(squares)}
+
+    def _loss(self, name: str, outputs, batch: Mapping[str, Any], inputs) -> tuple[Any, Any]:
+        """The sum of the losses of a head's items by weight, and that of the weights, over labels and teachers."""
+        head, theirs = self.heads[name], taught(name)
+        own = head.loss(outputs, batch[f"label.{name}"], batch[f"weight.{name}"], inputs)
+        if f"label.{theirs}" not in batch:
+            return own
+        told, share = (
+            head.teacher_loss(outputs, batch[f"label.{theirs}"], batch[f"weight.{theirs}"]),
+            self.teachers_weight,
+        )
+        return (1 - share) * own[0] + share * told[0], (1 - share) * own[1] + share * told[1]
+
+
+def _labelled(batch: Mapping[str, Any], name: str):
+    """How many examples a head learns from, by their labels or by teachers."""
+    own, theirs = batch[f"count.{name}"], batch.get(f"count.{taught(name)}")
+    return own if theirs is None else ops.maximum(own, theirs)
 
 
 def model_inputs(batch: Mapping[str, Any], heads: Sequence[str] = ()) -> dict[str, Any]:

@@ -20,8 +20,10 @@ import tensorflow as tf
 from bert_mtl.batches import Window
 from bert_mtl.config import DataConfig, InputConfig
 from bert_mtl.encoding import Columns, encode
+from bert_mtl.labels import LabelSpec
 from bert_mtl.records import Manifest, Shard, lengths_file, load_manifest, parse_lines, parse_records, save_lengths
 from bert_mtl.tasks import DataError, Task
+from bert_mtl.taught import Taught
 from bert_mtl.tokenization import Tokenizer
 from bert_mtl.workers import run_jobs
 
@@ -41,7 +43,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class PartReader:
-    """One part of the records folder of one task."""
+    """One part of the records folder of one task, and what its heads are `taught` beside the labels."""
 
     folder: Path
     part: str
@@ -51,6 +53,7 @@ class PartReader:
     data: DataConfig
     seed: int = 0
     shuffle: bool = False
+    taught: tuple[Taught, ...] = ()
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -63,6 +66,11 @@ class PartReader:
     @property
     def columns(self) -> Columns:
         return Columns(self.task.labels, self.manifest.pair, self.task.separate, self.task.words)
+
+    @property
+    def labels(self) -> tuple[LabelSpec, ...]:
+        """All that its windows hold labels for."""
+        return (*self.columns.labels, *(each.spec for each in self.taught))
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -120,7 +128,7 @@ class PartReader:
             level: {label.name: chunk.labels[label.name] for label in self.columns.stored if label.level == level}
             for level in ("text", "token")
         }
-        return Window(
+        window = Window(
             token_ids=chunk.token_ids,
             splits=np.concatenate([[0], np.cumsum(chunk.lengths, dtype=np.int64)]),
             second_start=chunk.second_start,
@@ -129,6 +137,9 @@ class PartReader:
             labels=by_level["text"],
             token_labels=by_level["token"],
         )
+        for each in self.taught:
+            window = each.beside(window)
+        return window
 
     def _chunks(self, shards: Iterable[Shard], skip: int, count: int) -> Iterator[Chunk]:
         """Of what the shards hold, `count` examples behind the first `skip`."""

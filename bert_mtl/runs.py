@@ -4,6 +4,7 @@ config.yaml  run.json  tokenizer/  train.log  metrics.json
 weights.safetensors  the selected epoch's
 tuned.json           what heads chose on dev with these weights
 state.safetensors    what it takes to resume
+taught.safetensors   what teachers answered to the train parts
 """
 
 import json
@@ -76,6 +77,10 @@ class Run:
     @property
     def weights(self) -> Path:
         return self.folder / "weights.safetensors"
+
+    @property
+    def taught(self) -> Path:
+        return self.folder / "taught.safetensors"
 
     @property
     def state(self) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 from hydra.core.hydra_config import HydraConfig
 
@@ -39,6 +40,7 @@ from bert_mtl.runs import (
     weights_of,
 )
 from bert_mtl.tasks import DataError, Task
+from bert_mtl.teachers import with_teachers
 from bert_mtl.tokenization import Tokenizer
 from bert_mtl.tracking import make_tracker
 from bert_mtl.vocabulary import make_tokenizer, pretrained_folder
@@ -184,10 +186,8 @@ def part_pipelines(run: Run, folders: dict[str, Path], part: str, **changes: Any
 def train_pipeline(run: Run, folders: dict[str, Path], replicas: int) -> Pipeline:
     """The mixture of all tasks' train parts. Raises ConfigError where it has fewer steps than one update takes."""
     config = run.config
-    readers = tuple(
-        replace(_reader(run, run.tasks[name], folder, "train"), seed=config.seed, shuffle=True)
-        for name, folder in folders.items()
-    )
+    readers = with_teachers(run, [_reader(run, run.tasks[name], folder, "train") for name, folder in folders.items()])
+    readers = tuple(replace(reader, seed=config.seed, shuffle=True) for reader in readers)
     sizes = {reader.task.name: reader.examples for reader in readers}
     shares = rates(config.mixing, sizes, epoch=0, epochs=config.train.epochs)
     counts = tuple(quotas(shares, epoch_examples(config.mixing, sizes)).tolist())
@@ -205,6 +205,7 @@ def _reader(run: Run, task: Task, folder: Path, part: str) -> PartReader:
 
 def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
     config = run.config
+    keras.utils.set_random_seed(config.seed)  # teachers have drawn from it
     encoder = BertEncoder(run.facts.encoder, dtype=config.model.dtype, seed=config.seed)
     # A state to resume from holds every weight.
     weights = None if run.state.exists() else pretrained_folder(config.model, config.cache_dir)
@@ -220,6 +221,7 @@ def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
     model = make_model(config.model, encoder, run.tasks, config.seed)
     base = {name: head.settings.weight for name, head in model.heads.items()}
     last = encoder.transformer_layers[-1].trainable_variables
+    model.teachers_weight = config.distill.weight
     model.weighting = make_weighting(config.weighting, base, config.seed, last or None)
     steps, depth = pipeline.steps(pipeline.first_epoch), run.facts.encoder.num_layers
     model.compile(make_optimizer(config.optimizer, config.train.epochs, steps, depth), jit_compile=xla)

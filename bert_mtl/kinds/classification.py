@@ -45,6 +45,10 @@ class Classification(Head):
     def metric(self) -> str:
         return self.settings.metric
 
+    @property
+    def answer_shape(self) -> tuple[int]:
+        return (len(self.settings.labels),)
+
     def encode(self, value: Any, origin: str) -> list[int]:
         return [label_id(self.name, value, self.settings.labels, origin)]
 
@@ -63,6 +67,9 @@ class Classification(Head):
         target = (1 - smoothing) * ops.one_hot(labels, count) + smoothing / count  # Szegedy et al. 2016
         weights = ops.take(ops.convert_to_tensor(self.class_weights(), "float32"), labels, axis=0)
         return weights * ops.categorical_crossentropy(target, outputs, from_logits=True)
+
+    def teacher_losses(self, outputs: Any, answers: Any) -> Any:
+        return ops.categorical_crossentropy(answers, outputs, from_logits=True)
 
     def class_weights(self) -> np.ndarray:
         """`(labels,)` weights: the configured ones, ones, or `balanced`: inverse frequency, of mean 1 over train."""

@@ -93,6 +93,11 @@ class Head:
         """How many numbers one stored label has."""
         return math.prod(self.label_shape)
 
+    @property
+    def answer_shape(self) -> tuple[int, ...] | None:
+        """Shape of an item's answer where the kind can learn from those of teachers, else None."""
+        return None
+
     def label_spec(self, task: int) -> LabelSpec:
         """What records and batches of task number `task` know of the head."""
         rate = getattr(self.settings, "rate", 0.0)
@@ -139,9 +144,15 @@ class Head:
     def loss(self, outputs: Any, labels: Any, weights: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
         """Sum of the losses of items by weight, and the sum of those weights, both scalars. Items of weight 0 (other
         tasks' examples, padding, missing labels) neither add to it nor get a gradient."""
-        known = ops.reshape(weights > 0, (*ops.shape(weights), *[1] * len(self.label_shape)))
-        safe = ops.where(known, labels, ops.zeros_like(labels))
-        return ops.sum(self.losses(outputs, safe) * weights), ops.sum(weights)
+        return _weighed(self.losses, outputs, labels, weights)
+
+    def teacher_losses(self, outputs: Any, answers: Any) -> Any:
+        """As `losses`, against what teachers answered `(…, *answer_shape)`."""
+        return self.losses(outputs, answers)
+
+    def teacher_loss(self, outputs: Any, answers: Any, weights: Any) -> tuple[Any, Any]:
+        """As `loss`, against what teachers answered."""
+        return _weighed(self.teacher_losses, outputs, answers, weights)
 
     def answer(self, outputs: Any, labels: Any, inputs: Mapping[str, Any]) -> Any:
         """What metrics, answers and exports are made of, from outputs, in the graph: probabilities, say."""
@@ -163,6 +174,13 @@ class Head:
     def export(self) -> dict[str, Any]:
         """What a bundle's manifest says of the head, for servers without this package."""
         return {"kind": self.kind, "tuned": self.tuned}
+
+
+def _weighed(losses: Callable, outputs: Any, labels: Any, weights: Any) -> tuple[Any, Any]:
+    """The sum of `losses` of items by weight, and that of the weights; labels of weight 0 are taken for 0."""
+    known = ops.reshape(weights > 0, (*ops.shape(weights), *[1] * (len(labels.shape) - len(weights.shape))))
+    safe = ops.where(known, labels, ops.zeros_like(labels))
+    return ops.sum(losses(outputs, safe) * weights), ops.sum(weights)
 
 
 KINDS: dict[str, type[Head]] = {}

@@ -48,6 +48,10 @@ class Multilabel(Head):
     def label_shape(self) -> tuple[int]:
         return (len(self.settings.labels),)
 
+    @property
+    def answer_shape(self) -> tuple[int]:
+        return self.label_shape
+
     def encode(self, value: Any, origin: str) -> list[int]:
         """1 at each label of the list `value`, else 0."""
         labels = self.settings.labels

@@ -40,6 +40,10 @@ class Regression(Head):
     def metric(self) -> str:
         return self.settings.metric
 
+    @property
+    def answer_shape(self) -> tuple[()]:
+        return ()
+
     def encode(self, value: Any, origin: str) -> list[float]:
         least, most = self.settings.minimum, self.settings.maximum
         bounds = [f"at {name} {bound:g}" for name, bound in (("least", least), ("most", most)) if bound is not None]

@@ -45,6 +45,11 @@ class Tagging(Head):
         super().__init__(*args, **kwargs)
         self.tags = tags_of(self.settings.labels)
 
+    @property
+    def answer_shape(self) -> tuple[int] | None:
+        """None with a CRF, which learns whole sequences."""
+        return None if self.settings.crf else (len(self.tags),)
+
     def encode(self, value: Any, origin: str) -> list[int]:
         """Ids of a list of tags. An I-x that continues no x begins an entity, as in files of IOB1: it becomes B-x."""
         if not isinstance(value, list):
@@ -63,6 +68,9 @@ class Tagging(Head):
 
     def losses(self, outputs: Any, labels: Any) -> Any:
         return ops.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
+
+    def teacher_losses(self, outputs: Any, answers: Any) -> Any:
+        return ops.categorical_crossentropy(answers, outputs, from_logits=True)
 
     def loss(self, outputs: Any, labels: Any, weights: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
         """With a CRF the chains' negative log likelihoods and the number of their words: a loss a word either way."""
