@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from rich.progress import MofNCompleteColumn, Progress
 
 from bert_mtl.input_pipeline import Epoch, Pipeline
 from bert_mtl.mixing import quotas, rates
@@ -28,6 +29,8 @@ from bert_mtl.runs import (
 )
 
 log = logging.getLogger(__name__)
+
+CHECK_EVERY = 100  # steps between looks at what the device found: each look waits for all steps before it
 
 
 class Keeper(keras.callbacks.Callback):
@@ -48,7 +51,8 @@ class Keeper(keras.callbacks.Callback):
         self.epochs: list[dict] = []
         self.best = self.step = self.offset = 0
         self.stop = False
-        self.verbose = 1 if sys.stdout.isatty() else 0  # the log has a line an epoch
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        self.bar = Progress(*columns, transient=True, disable=not sys.stdout.isatty())  # the log has a line an epoch
 
     @property
     def done(self) -> bool:
@@ -69,22 +73,27 @@ class Keeper(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.started = time.perf_counter()
+        self.shown = self.bar.add_task(f"epoch {epoch + 1}", total=self.steps, completed=self.offset)
+        self.bar.start()
         self.model.optimizer.schedule.begin(self.epoch.number, self.step - self.offset, self.steps)
         if self.offset:  # fit has just cleared the running metrics of the interrupted epoch
             metrics = {name: v for name, v in everything_of(self.model).items() if name.startswith("metric/")}
             load_variables(self.run.state, metrics)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not np.isfinite([logs["loss"], logs["gradient_norm"]]).all():
-            raise RunError(self._broken(logs))
         self.step, self.offset = self.step + 1, self.offset + 1
+        self.bar.advance(self.shown)
         if self.step % self.settings.save_every == 0 and self.offset < self.steps:
             self.save()
+        elif self.step % CHECK_EVERY == 0:
+            self._check_steps()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._check_steps()
+        self.close()
         seconds = time.perf_counter() - self.started
         self._check_weights()
-        losses = {mean.name: float(logs[mean.name]) for mean in self.model.metrics}
+        losses = {mean.name: float(mean.result()) for mean in self.model.loss_means}
         counts = dict(zip(self.run.tasks, self.epoch.counts, strict=True))
         entry = {"epoch": epoch + 1, **losses, "examples": counts, "weights": self.model.weighting.current()}
         self.model.weighting.end_epoch()
@@ -104,6 +113,12 @@ class Keeper(keras.callbacks.Callback):
         self.steps = self.train.steps(self.epoch)
         self.save()
         self._report(losses, **self.epochs[-1])
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        self.bar.stop()
+        for shown in self.bar.task_ids:
+            self.bar.remove_task(shown)
 
     def _report(self, losses: dict[str, float], examples: dict, weights: dict, dev: dict, **_: Any) -> None:
         """A line a head in the log, and everything to the tracker."""
@@ -135,23 +150,26 @@ class Keeper(keras.callbacks.Callback):
         shares = rates(config, sizes, epoch=epoch, epochs=self.settings.epochs, scores=self.task_scores(dev))
         return quotas(shares, sum(self.epoch.counts)).tolist()
 
-    def _broken(self, logs: dict[str, float]) -> str:
-        """What is said of a loss or a gradient that is not finite; the batch's examples are written to the run's
-        folder."""
-        step = self.step + 1
-        with closing(self.train.batches(self.epoch, self.offset)) as batches:
+    def _check_steps(self) -> None:
+        """Raises RunError where a loss or a gradient of the epoch's steps was not finite; the first such batch's
+        examples are written to the run's folder."""
+        if not (broken_at := int(self.model.watch.result())):
+            return
+        step = self.step - self.offset + broken_at
+        with closing(self.train.batches(self.epoch, broken_at - 1)) as batches:
             found = list(itertools.islice(batches, self.train.replicas))
         there = [name for name in self.model.heads if any(batch[f"count.{name}"] for batch in found)]
-        weights = self.model.weighting.current()
-        heads = [name for name in there if not np.isfinite(np.float32(weights[name] * logs[f"{name}_loss"]))]
+        loss, gradient_norm, *of_heads = keras.ops.convert_to_numpy(self.model.watch.numbers).tolist()
+        of_head = dict(zip(self.model.heads, of_heads, strict=True))
+        heads = [name for name in there if not np.isfinite(of_head[name])]
         what = f"the loss of {' and '.join(heads)}" if heads else f"the gradients of {', '.join(there)}"
-        value = logs["gradient_norm"] if np.isfinite(logs["loss"]) else logs["loss"]
+        value = gradient_norm if np.isfinite(loss) else loss
         file = self.run.folder / f"broken-batch-{step}.json"
         with atomic_write(file) as written:
             examples = [example for batch in found for example in examples_of(batch, self.train)]
             facts = {"step": step, "heads": heads or there, "examples": examples}
             written.write(json.dumps(facts, ensure_ascii=False, indent=1).encode())
-        return (
+        raise RunError(
             f"{what} must stay finite; got {value} at step {step}, whose texts and labels are in {file}. {self._advice}"
         )
 
@@ -173,7 +191,8 @@ class Keeper(keras.callbacks.Callback):
             raise RunError(f"the dev scores of {' and '.join(broken)} must be finite; got {scores}. {self._advice}")
 
     def save(self) -> None:
-        """Writes the state to resume from. Raises RunError where the last update broke it."""
+        """Writes the state to resume from. Raises RunError where a step since the last one broke it."""
+        self._check_steps()
         self._check_weights()
         facts = {name: getattr(self, name) for name in ("step", "offset", "epochs", "best", "stop")}
         epoch = [self.epoch.number, self.epoch.counts, self.epoch.starts]

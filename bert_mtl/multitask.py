@@ -41,6 +41,7 @@ class MultiTaskModel(keras.Model):
         self.weighting: Weighting | None = None  # a training sets it
         self.teachers_weight = 0.0  # and this: the share of a loss that follows teachers, where there are any
         self.loss_means = [keras.metrics.Mean(name) for name in ("loss", *(f"{head}_loss" for head in heads))]
+        self.watch = Watch(2 + len(heads))
         self.answerers: dict[tuple[str, ...], Any] = {}
         self.built = True  # every variable exists already
 
@@ -94,15 +95,27 @@ class MultiTaskModel(keras.Model):
     # ---- training ----
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return self.loss_means
+        return [*self.loss_means, self.watch]
 
     @property
     def head_variables(self) -> list[keras.Variable]:
         """The heads' variables that learn."""
         return [variable for layer in self.head_layers.values() for variable in layer.trainable_variables]
 
-    def train_step(self, batch):
-        """One update; returns the running means of the total loss and of each head's, and this step's `gradient_norm`.
+    def make_train_function(self, force: bool = False):
+        """What `fit` calls with its iterator every step. It returns no logs: Keras would wait for them each time."""
+        if self.train_function is None or force:
+            step = tf.function(self.train_step, jit_compile=self.jit_compile, autograph=False, reduce_retracing=True)
+
+            def next_step(iterator) -> None:
+                self.distribute_strategy.run(step, args=(next(iterator),))
+
+            taken = tf.function(next_step, autograph=False, reduce_retracing=True)
+            self.train_function = lambda iterator: taken(iterator) or {}
+        return self.train_function
+
+    def train_step(self, batch) -> None:
+        """One update; `loss_means` and `watch` tell of it.
 
         The loss of a head is the mean over its labelled items of all replicas; `weighting` says how they add up.
         """
@@ -118,13 +131,14 @@ class MultiTaskModel(keras.Model):
         counts = ops.concatenate([counts[:1], ops.where(ops.stack(weights) > 0, counts[1:], 0.0)])
         shares = counts[1:] / ops.maximum(counts[0], 1.0)
         shared, own = self.encoder.trainable_variables, self.head_variables
+        weighted = self.weighting.base * self.weighting.factors() * _over_replicas(ops.stack(losses))
         loss, gradients = self.weighting.gradients(tape, losses, shares, shared, own)
         self.optimizer.apply(gradients, [*shared, *own])
-        means = zip(self.metrics, [loss, *losses], [counts[0], *ops.unstack(counts[1:])], strict=True)
+        means = zip(self.loss_means, [loss, *losses], [counts[0], *ops.unstack(counts[1:])], strict=True)
         for mean, value, count in means:
             mean.update_state(_over_replicas(value), sample_weight=count)
         squares = _over_replicas(ops.square(norm(gradients)))  # before any clipping; NaN wherever one is
-        return {mean.name: mean.result() for mean in self.metrics} | {"gradient_norm": ops.sqrt(squares)}
+        self.watch.update_state(ops.concatenate([ops.stack([_over_replicas(loss), ops.sqrt(squares)]), weighted]))
 
     def _loss(self, name: str, outputs, batch: Mapping[str, Any], inputs) -> tuple[Any, Any]:
         """The sum of the losses of a head's items by weight, and that of the weights, over labels and teachers."""
@@ -137,6 +151,33 @@ class MultiTaskModel(keras.Model):
             self.teachers_weight,
         )
         return (1 - share) * own[0] + share * told[0], (1 - share) * own[1] + share * told[1]
+
+
+class Watch(keras.metrics.Metric):
+    """Which step of an epoch was the first whose numbers were not all finite; `result` is 0 where there was none.
+
+    Attributes:
+        numbers: `(size,)` of that step; before, of the last one: the total loss, the norm of all gradients, and the
+            weighted loss of each head.
+    """
+
+    def __init__(self, size: int):
+        super().__init__(name="broken_at", dtype="float32")
+        first = {"initializer": "zeros", "aggregation": "only_first_replica"}  # the numbers of all replicas are alike
+        self.steps = self.add_variable((), name="steps", **first)
+        self.broken_at = self.add_variable((), name="broken_at", **first)
+        self.numbers = self.add_variable((size,), name="numbers", **first)
+
+    def update_state(self, numbers) -> None:
+        """Takes the `numbers` `(size,)` of the next step."""
+        broken = self.broken_at > 0
+        self.steps.assign(self.steps + 1)
+        self.numbers.assign(ops.where(broken, self.numbers, numbers))
+        fine = ops.logical_or(broken, ops.all(ops.isfinite(numbers)))
+        self.broken_at.assign(ops.where(fine, self.broken_at, self.steps))
+
+    def result(self):
+        return self.broken_at + 0  # a tensor also where replicas have a variable each
 
 
 def _labelled(batch: Mapping[str, Any], name: str):

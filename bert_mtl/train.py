@@ -7,6 +7,7 @@ Records are built where they are missing, the model starts from pretrained weigh
 import json
 import logging
 import shlex
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,15 +109,16 @@ def fit(model: MultiTaskModel, pipeline: Pipeline, keeper: Keeper, strategy: tf.
             return pipeline.dataset(epoch, offset)
 
         data = steps() if pipeline.replicas == 1 else strategy.distribute_datasets_from_function(steps)
-        model.fit(
-            data,
-            initial_epoch=epoch.number,
-            epochs=epoch.number + 1,
-            steps_per_epoch=keeper.steps - offset,
-            callbacks=[keeper],
-            verbose=keeper.verbose,
-            shuffle=False,  # the stream is shuffled already
-        )
+        with closing(keeper):
+            model.fit(
+                data,
+                initial_epoch=epoch.number,
+                epochs=epoch.number + 1,
+                steps_per_epoch=keeper.steps - offset,
+                callbacks=[keeper],
+                verbose=0,  # the keeper shows a bar that does not wait for every step's numbers
+                shuffle=False,  # the stream is shuffled already
+            )
         if model.optimizer.use_ema:  # Keras ends fit by putting the averages in the place of the weights
             load_variables(keeper.run.state, everything_of(model))
 
