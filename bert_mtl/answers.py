@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from bert_mtl.ahead import ahead
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.kinds import Head
 from bert_mtl.multitask import MultiTaskModel
@@ -35,11 +36,11 @@ def answer_part(model: MultiTaskModel, pipeline: Pipeline, heads: Sequence[str] 
     found: dict[str, list[Answered]] = {name: [] for name in names}
     epoch = pipeline.first_epoch
     steps = pipeline.steps(epoch)
-    for batch in track(pipeline.dataset(epoch), f"answering {pipeline.part}", total=steps, disable=steps < SHOWN):
+    batches = ahead(lambda: pipeline.batches(epoch))
+    for batch in track(batches, f"answering {pipeline.part}", total=steps, disable=steps < SHOWN):
         answers = model.answer(batch, names)
-        arrays = {key: value.numpy() for key, value in batch.items()}
         for name in names:
-            found[name].append(labelled(model.heads[name], answers[name].numpy(), arrays))
+            found[name].append(labelled(model.heads[name], answers[name].numpy(), batch))
     return {name: _in_order(model.heads[name], pieces) for name, pieces in found.items()}
 
 

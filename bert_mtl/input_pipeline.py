@@ -177,24 +177,24 @@ class Pipeline:
                 step += 1
             window = window.take(plan.carried)
 
-    def dataset(self, epoch: Epoch, skip: int = 0) -> tf.data.Dataset:
-        """`batches` as a prefetched dataset."""
+    @property
+    def signature(self) -> dict[str, tf.TensorSpec]:
+        """The shapes and types of a batch's arrays."""
         layout = self.layout
         tokens, segments, places = (layout.rows, layout.length), (layout.segments,), (layout.places,)
-        signature = {
+        found = {
             name: tf.TensorSpec(tokens, tf.int32) for name in ("token_ids", "type_ids", "segment_ids", "position_ids")
         }
-        signature |= {name: tf.TensorSpec(segments, tf.int32) for name in ("first_token", "task", "partner", "index")}
-        signature["examples"] = tf.TensorSpec((), tf.float32)
+        found |= {name: tf.TensorSpec(segments, tf.int32) for name in ("first_token", "task", "partner", "index")}
+        found["examples"] = tf.TensorSpec((), tf.float32)
         for head in layout.heads:
             items = {"text": segments, "token": tokens, "mask": places}[head.level]
-            signature[f"label.{head.name}"] = tf.TensorSpec((*items, *head.shape), head.dtype)
-            signature[f"weight.{head.name}"] = tf.TensorSpec(items, tf.float32)
-            signature[f"count.{head.name}"] = tf.TensorSpec((), tf.float32)
+            found[f"label.{head.name}"] = tf.TensorSpec((*items, *head.shape), head.dtype)
+            found[f"weight.{head.name}"] = tf.TensorSpec(items, tf.float32)
+            found[f"count.{head.name}"] = tf.TensorSpec((), tf.float32)
             if head.level == "mask":
-                signature[f"place.{head.name}"] = tf.TensorSpec(places, tf.int32)
-        batches = tf.data.Dataset.from_generator(lambda: self.batches(epoch, skip), output_signature=signature)
-        return batches.prefetch(4)
+                found[f"place.{head.name}"] = tf.TensorSpec(places, tf.int32)
+        return found
 
     def _order(self, epoch: Epoch) -> np.ndarray:
         """The task of every example `(examples,)` of an epoch."""

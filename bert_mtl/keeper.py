@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 CHECK_EVERY = 100  # steps between looks at what the device found: each look waits for all steps before it
 
 
-class Keeper(keras.callbacks.Callback):
-    """Keras callback of a run, over fits of one epoch each.
+class Keeper:
+    """What a run has done so far; `bert_mtl.train.fit` tells it of every step and epoch.
 
     Attributes:
         epoch: the one that is trained now; `offset` of its `steps` are done, `step` in all.
@@ -44,7 +44,6 @@ class Keeper(keras.callbacks.Callback):
     """
 
     def __init__(self, run: Run, train: Pipeline, dev: Mapping[str, Pipeline], track: Callable[[dict, int], None]):
-        super().__init__()
         self.run, self.train, self.dev, self.track = run, train, dev, track
         self.settings = run.config.train
         self.epoch, self.steps = train.first_epoch, train.steps(train.first_epoch)
@@ -59,7 +58,8 @@ class Keeper(keras.callbacks.Callback):
         return self.stop or self.epoch.number >= self.settings.epochs
 
     def restore(self, model: keras.Model) -> None:
-        """Brings `model` to the run's saved state, if any."""
+        """Brings `model`, the one that learns, to the run's saved state, if any."""
+        self.model = model
         if self.run.state.exists():
             facts = read_facts(self.run.state)
             number, counts, starts = facts["epoch"]
@@ -71,16 +71,17 @@ class Keeper(keras.callbacks.Callback):
             where = "after its last epoch" if self.done else f"in epoch {self.epoch.number + 1}"
             log.info("resumed %s, after %d steps", where, self.step)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def begin_epoch(self) -> None:
+        """Makes ready for the steps of `epoch` that are still to do."""
         self.started = time.perf_counter()
-        self.shown = self.bar.add_task(f"epoch {epoch + 1}", total=self.steps, completed=self.offset)
+        self.shown = self.bar.add_task(f"epoch {self.epoch.number + 1}", total=self.steps, completed=self.offset)
         self.bar.start()
         self.model.optimizer.schedule.begin(self.epoch.number, self.step - self.offset, self.steps)
-        if self.offset:  # fit has just cleared the running metrics of the interrupted epoch
-            metrics = {name: v for name, v in everything_of(self.model).items() if name.startswith("metric/")}
-            load_variables(self.run.state, metrics)
+        if not self.offset:
+            self.model.reset_metrics()
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def end_step(self) -> None:
+        """A step is done."""
         self.step, self.offset = self.step + 1, self.offset + 1
         self.bar.advance(self.shown)
         if self.step % self.settings.save_every == 0 and self.offset < self.steps:
@@ -88,9 +89,11 @@ class Keeper(keras.callbacks.Callback):
         elif self.step % CHECK_EVERY == 0:
             self._check_steps()
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def end_epoch(self) -> None:
+        """The steps of `epoch` are done: scores it, and goes to the next one."""
         self._check_steps()
         self.close()
+        epoch = self.epoch.number
         seconds = time.perf_counter() - self.started
         self._check_weights()
         losses = {mean.name: float(mean.result()) for mean in self.model.loss_means}

@@ -102,18 +102,6 @@ class MultiTaskModel(keras.Model):
         """The heads' variables that learn."""
         return [variable for layer in self.head_layers.values() for variable in layer.trainable_variables]
 
-    def make_train_function(self, force: bool = False):
-        """What `fit` calls with its iterator every step. It returns no logs: Keras would wait for them each time."""
-        if self.train_function is None or force:
-            step = tf.function(self.train_step, jit_compile=self.jit_compile, autograph=False, reduce_retracing=True)
-
-            def next_step(iterator) -> None:
-                self.distribute_strategy.run(step, args=(next(iterator),))
-
-            taken = tf.function(next_step, autograph=False, reduce_retracing=True)
-            self.train_function = lambda iterator: taken(iterator) or {}
-        return self.train_function
-
     def train_step(self, batch) -> None:
         """One update; `loss_means` and `watch` tell of it.
 

@@ -1,12 +1,14 @@
 """Training: `python -m bert_mtl.train task=imdb`. Configuration in, run folder out.
 
-Records are built where they are missing, the model starts from pretrained weights, Keras' fit does the steps, and
-`bert_mtl.keeper` keeps what a run is made of: dev scores, the best weights, and a state to resume from.
+Records are built where they are missing, the model starts from pretrained weights, and `bert_mtl.keeper` keeps what a
+run is made of: dev scores, the best weights, and a state to resume from.
 """
 
+import functools
 import json
 import logging
 import shlex
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,12 @@ import keras
 import tensorflow as tf
 from hydra.core.hydra_config import HydraConfig
 
+from bert_mtl.ahead import ahead
 from bert_mtl.checkpoints import load_pretrained
 from bert_mtl.config import TrainConfig
 from bert_mtl.devices import make_repeatable, make_strategy, use_xla
 from bert_mtl.encoder import BertEncoder, EncoderConfig
-from bert_mtl.input_pipeline import Pipeline
+from bert_mtl.input_pipeline import Epoch, Pipeline
 from bert_mtl.keeper import Keeper
 from bert_mtl.mixing import epoch_examples, quotas, rates
 from bert_mtl.multitask import MultiTaskModel, make_model
@@ -33,7 +36,6 @@ from bert_mtl.runs import (
     Run,
     check_examples,
     encoder_config,
-    everything_of,
     load_variables,
     open_run,
     part_metrics,
@@ -102,25 +104,37 @@ def train(config: TrainConfig) -> dict:
 def fit(model: MultiTaskModel, pipeline: Pipeline, keeper: Keeper, strategy: tf.distribute.Strategy) -> None:
     """Runs the epochs that are still to do; one interrupted inside an epoch goes on at its very next step."""
     keeper.restore(model)
+    step = make_step(model, pipeline, strategy)
     while not keeper.done:
-        epoch, offset = keeper.epoch, keeper.offset
+        keeper.begin_epoch()
+        make = functools.partial(_arguments, pipeline, keeper.epoch, keeper.offset, strategy)
+        with closing(keeper), closing(ahead(make)) as batches:
+            for batch in batches:
+                step(batch)
+                keeper.end_step()
+            keeper.end_epoch()
 
-        def steps(_=None, epoch=epoch, offset=offset) -> tf.data.Dataset:
-            return pipeline.dataset(epoch, offset)
 
-        data = steps() if pipeline.replicas == 1 else strategy.distribute_datasets_from_function(steps)
-        with closing(keeper):
-            model.fit(
-                data,
-                initial_epoch=epoch.number,
-                epochs=epoch.number + 1,
-                steps_per_epoch=keeper.steps - offset,
-                callbacks=[keeper],
-                verbose=0,  # the keeper shows a bar that does not wait for every step's numbers
-                shuffle=False,  # the stream is shuffled already
+def make_step(
+    model: MultiTaskModel, pipeline: Pipeline, strategy: tf.distribute.Strategy
+) -> Callable[[dict[str, Any]], None]:
+    """`model.train_step` on every replica as one graph; compiled by XLA where the model is."""
+    own = tf.function(model.train_step, autograph=False, jit_compile=True) if model.jit_compile else model.train_step
+    signature = [pipeline.signature] if pipeline.replicas == 1 else None
+    return tf.function(lambda batch: strategy.run(own, (batch,)), signature, autograph=False, reduce_retracing=True)
+
+
+def _arguments(pipeline: Pipeline, epoch: Epoch, offset: int, strategy: tf.distribute.Strategy) -> Iterator[dict]:
+    """What the step is called with, step by step: the batch, or on several replicas each one's own."""
+    batches = pipeline.batches(epoch, offset)
+    for replicas in zip(*[batches] * pipeline.replicas, strict=True):
+        tensors = [{name: tf.constant(array) for name, array in batch.items()} for batch in replicas]
+        if len(tensors) == 1:
+            yield tensors[0]
+        else:
+            yield strategy.experimental_distribute_values_from_function(
+                lambda context, own=tensors: own[context.replica_id_in_sync_group]
             )
-        if model.optimizer.use_ema:  # Keras ends fit by putting the averages in the place of the weights
-            load_variables(keeper.run.state, everything_of(model))
 
 
 def check_replicas(config: TrainConfig, replicas: int) -> None:
