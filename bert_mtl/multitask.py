@@ -38,7 +38,7 @@ class MultiTaskModel(keras.Model):
         self.head_layers = {name: head.layer for name, head in heads.items() if head.settings.share_head is None}
         self.pooling = pooling
         self.frozen = tuple(frozen) if frozen and any(frozen) else None
-        self.weighting: Weighting | None = None  # a training sets it
+        self.weighting: Weighting  # a training sets it
         self.teachers_weight = 0.0  # and this: the share of a loss that follows teachers, where there are any
         self.loss_means = [keras.metrics.Mean(name) for name in ("loss", *(f"{head}_loss" for head in heads))]
         self.watch = Watch(2 + len(heads))
