@@ -107,7 +107,8 @@ class MultiTaskModel(keras.Model):
 
         The loss of a head is the mean over its labelled items of all replicas; `weighting` says how they add up.
         """
-        inputs, names = model_inputs(batch, self.heads), list(self.heads)
+        names = list(self.heads)
+        inputs = model_inputs(batch, names)
         counts = _over_replicas(ops.stack([batch["examples"], *(_labelled(batch, name) for name in names)]))
         with tf.GradientTape(persistent=True) as tape:
             outputs = self(inputs, training=True)
