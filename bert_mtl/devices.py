@@ -26,9 +26,9 @@ def make_strategy(config: StrategyConfig) -> tf.distribute.Strategy:
 
 
 def use_xla(config: StrategyConfig, strategy: tf.distribute.Strategy) -> bool:
-    """Whether the training step is compiled by XLA: as configured; `auto` compiles on one GPU."""
+    """Whether the training step is compiled by XLA: as configured; `auto` compiles on GPUs."""
     if config.xla == "auto":
-        return strategy.num_replicas_in_sync == 1 and "GPU" in strategy.extended.worker_devices[0]
+        return "GPU" in strategy.extended.worker_devices[0]
     return config.xla
 
 

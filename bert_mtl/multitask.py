@@ -103,43 +103,65 @@ class MultiTaskModel(keras.Model):
         return [variable for layer in self.head_layers.values() for variable in layer.trainable_variables]
 
     def train_step(self, batch) -> None:
-        """One update; `loss_means` and `watch` tell of it.
+        """One update on one replica; `loss_means` and `watch` tell of it."""
+        totals = self.totals(batch)
+        self.update(*self.contribution(batch, totals), totals)
 
-        The loss of a head is the mean over its labelled items of all replicas; `weighting` says how they add up.
+    def totals(self, batch: Mapping[str, Any]):
+        """`(1 + 2 * heads,)` of a replica's batch: examples, those labelled for each head, and the weight of each one's
+        items. All replicas' sums say what a mean is over."""
+        inputs, names = model_inputs(batch), list(self.heads)
+        labelled = [_labelled(batch, name) for name in names]
+        return ops.stack([batch["examples"], *labelled, *(self._weight(name, batch, inputs) for name in names)])
+
+    def contribution(self, batch: Mapping[str, Any], totals) -> tuple[Any, list]:
+        """A replica's part of the step of all whose `totals` are given: `(1 + heads,)` the total loss and each head's,
+        and the gradients. All replicas' sums are those of the whole step.
+
+        The loss of a head is the mean over its labelled items; `weighting` says how they add up.
         """
         names = list(self.heads)
         inputs = model_inputs(batch, names)
-        counts = _over_replicas(ops.stack([batch["examples"], *(_labelled(batch, name) for name in names)]))
         with tf.GradientTape(persistent=True) as tape:
             outputs = self(inputs, training=True)
-            losses, weights = [], []
-            for name in names:
-                total, weight = self._loss(name, outputs[name], batch, inputs)
-                weights.append(_over_replicas(weight))
-                losses.append(total / ops.maximum(weights[-1], 1e-6))
-        counts = ops.concatenate([counts[:1], ops.where(ops.stack(weights) > 0, counts[1:], 0.0)])
+            sums = [self._loss(name, outputs[name], batch, inputs) for name in names]
+            weights = ops.unstack(totals[1 + len(names) :])
+            losses = [total / ops.maximum(weight, 1e-6) for total, weight in zip(sums, weights, strict=True)]
+        counts = self._counts(totals)
         shares = counts[1:] / ops.maximum(counts[0], 1.0)
         shared, own = self.encoder.trainable_variables, self.head_variables
-        weighted = self.weighting.base * self.weighting.factors() * _over_replicas(ops.stack(losses))
         loss, gradients = self.weighting.gradients(tape, losses, shares, shared, own)
-        self.optimizer.apply(gradients, [*shared, *own])
-        means = zip(self.loss_means, [loss, *losses], [counts[0], *ops.unstack(counts[1:])], strict=True)
-        for mean, value, count in means:
-            mean.update_state(_over_replicas(value), sample_weight=count)
-        squares = _over_replicas(ops.square(norm(gradients)))  # before any clipping; NaN wherever one is
-        self.watch.update_state(ops.concatenate([ops.stack([_over_replicas(loss), ops.sqrt(squares)]), weighted]))
+        return ops.stack([loss, *losses]), gradients
 
-    def _loss(self, name: str, outputs, batch: Mapping[str, Any], inputs) -> tuple[Any, Any]:
-        """The sum of the losses of a head's items by weight, and that of the weights, over labels and teachers."""
+    def update(self, losses, gradients: Sequence[Any], totals) -> None:
+        """Takes the step to which all replicas have contributed."""
+        weighted = self.weighting.base * self.weighting.factors() * losses[1:]
+        numbers = [losses[:1], ops.reshape(norm(gradients), (1,)), weighted]  # NaN wherever a gradient is
+        self.watch.update_state(ops.concatenate(numbers))
+        self.optimizer.apply(gradients, [*self.encoder.trainable_variables, *self.head_variables])
+        each = zip(self.loss_means, ops.unstack(losses), ops.unstack(self._counts(totals)), strict=True)
+        for mean, value, count in each:
+            mean.update_state(value, sample_weight=count)
+
+    def _counts(self, totals):
+        """`(1 + heads,)`: examples, and those that each head learns from."""
+        counts, weights = totals[1 : 1 + len(self.heads)], totals[1 + len(self.heads) :]
+        return ops.concatenate([totals[:1], ops.where(weights > 0, counts, 0.0)])
+
+    def _loss(self, name: str, outputs, batch: Mapping[str, Any], inputs):
+        """The sum of the losses of a head's items by weight, over labels and teachers."""
         head, theirs = self.heads[name], taught(name)
-        own = head.loss(outputs, batch[f"label.{name}"], batch[f"weight.{name}"], inputs)
+        own, _ = head.loss(outputs, batch[f"label.{name}"], batch[f"weight.{name}"], inputs)
         if f"label.{theirs}" not in batch:
             return own
-        told, share = (
-            head.teacher_loss(outputs, batch[f"label.{theirs}"], batch[f"weight.{theirs}"]),
-            self.teachers_weight,
-        )
-        return (1 - share) * own[0] + share * told[0], (1 - share) * own[1] + share * told[1]
+        told, _ = head.teacher_loss(outputs, batch[f"label.{theirs}"], batch[f"weight.{theirs}"])
+        return (1 - self.teachers_weight) * own + self.teachers_weight * told
+
+    def _weight(self, name: str, batch: Mapping[str, Any], inputs):
+        """The sum of the weights of a head's items, over labels and teachers."""
+        theirs = batch.get(f"weight.{taught(name)}")
+        own = self.heads[name].total_weight(batch[f"label.{name}"], batch[f"weight.{name}"], inputs)
+        return own if theirs is None else (1 - self.teachers_weight) * own + self.teachers_weight * ops.sum(theirs)
 
 
 class Watch(keras.metrics.Metric):
@@ -179,14 +201,6 @@ def model_inputs(batch: Mapping[str, Any], heads: Sequence[str] = ()) -> dict[st
     """What the model is called with, of a batch of `batches.assemble`."""
     places = [f"place.{name}" for name in heads if f"place.{name}" in batch]
     return {key: batch[key] for key in (*INPUTS, *places)}
-
-
-def _over_replicas(value):
-    """The sum of a tensor over all replicas of this step."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def make_model(config: ModelConfig, encoder: BertEncoder, tasks: Mapping[str, Task], seed: int) -> MultiTaskModel:

@@ -1,8 +1,9 @@
 """AdamW, its learning rate over time and from layer to layer, and the moving average of the weights."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,6 +12,7 @@ from keras import ops
 from bert_mtl.adapters import is_own
 from bert_mtl.config import OptimizerConfig
 
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 NO_DECAY = ("bias", "gamma", "beta")  # biases and LayerNorm (Devlin et al. 2019)
 
 
@@ -43,57 +45,100 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         return {key: getattr(self, key) for key in ("peak", "warmup_fraction", "epochs")} | {"steps": values[2]}
 
 
-class AdamW(keras.optimizers.Adam):
+class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019) and a learning rate of each variable's own.
 
+    Gradients are those of all replicas, so that a replica's step needs no other one and XLA can compile it: Keras' own
+    optimizers leave a graph to meet the other replicas.
+
     Args:
-        learning_rate: a number or a schedule, kept as `schedule`.
-        config: the decay, and what `rate_factor` and Adam's keyword arguments follow from.
+        schedule: the learning rate by the number of batches before.
+        config: the decay, and what `rate_factor` and all else follow from.
         num_layers: of the encoder.
     """
 
-    def __init__(self, learning_rate, config: OptimizerConfig, num_layers: int):
-        super().__init__(
-            learning_rate,
-            epsilon=1e-8,
-            global_clipnorm=config.clip_norm,
-            gradient_accumulation_steps=config.accumulate if config.accumulate > 1 else None,
-            use_ema=config.ema is not None,
-            ema_momentum=config.ema or 0.99,
-        )
-        self.schedule, self.config, self.num_layers = learning_rate, config, num_layers
+    def __init__(self, schedule: Callable[[Any], Any], config: OptimizerConfig, num_layers: int):
+        self.schedule, self.config, self.num_layers = schedule, config, num_layers
+        self.trained: list[keras.Variable] = []
+        self.averages: list[keras.Variable] = []  # moving ones of `trained`, where `config.ema` is given
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All that it remembers."""
+        counts, moments = [self.batches, self.steps], [*self.momentums, *self.velocities]
+        return [*counts, *moments, *self.averages, *self.sums]
+
+    @property
+    def learning_rate(self):
+        """Of the next batch."""
+        return self.schedule(self.batches)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Creates the moments of `variables`, and fixes each one's rate and decay by its path."""
-        if self.built:
-            return
-        super().build(variables)
-        self.factors = tuple(rate_factor(variable.path, self.num_layers, self.config) for variable in variables)
-        self.decays = tuple(self.config.weight_decay if decays(variable.path) else 0.0 for variable in variables)
 
-    def update_step(self, gradient, variable, learning_rate) -> None:
-        """Decays `variable`, then takes Adam's step, both at its own rate.
+        def beside(name: str, shape: Sequence[int], value: Any = "zeros") -> keras.Variable:
+            return keras.Variable(value, shape=tuple(shape), dtype="float32", trainable=False, name=name)
+
+        config, self.trained = self.config, list(variables)
+        self.batches, self.steps = (
+            keras.Variable(0, dtype="int32", trainable=False, name=name) for name in ("batches", "steps")
+        )
+        self.momentums = [beside("momentum", variable.shape) for variable in variables]
+        self.velocities = [beside("velocity", variable.shape) for variable in variables]
+        if config.ema is not None:
+            self.averages = [beside("average", variable.shape) for variable in variables]
+        self.sums = [beside("sum", variable.shape) for variable in variables] if config.accumulate > 1 else []
+        self.factors = [rate_factor(variable.path, self.num_layers, config) for variable in variables]
+        self.decays = [config.weight_decay if decays(variable.path) else 0.0 for variable in variables]
+
+    def apply(self, gradients: Sequence[Any], variables: Sequence[keras.Variable]) -> None:
+        """Takes a step, or, where several batches make one, adds the gradients to those of the batches before."""
+        if not self.trained:
+            self.build(variables)
+        rate = self.learning_rate
+        self.batches.assign(self.batches + 1)
+        if not self.sums:
+            self._step(gradients, rate)
+            return
+        for total, gradient in zip(self.sums, gradients, strict=True):
+            total.assign(total + gradient)
+
+        def step() -> None:
+            self._step([total / self.config.accumulate for total in self.sums], rate)
+            for total in self.sums:
+                total.assign(ops.zeros_like(total))
+
+        tf.cond(ops.equal(self.batches % self.config.accumulate, 0), step, lambda: None)
+
+    def _step(self, gradients: Sequence[Any], learning_rate) -> None:
+        """Decays the variables, then takes Adam's step, both at each one's own rate.
 
         TensorFlow's kernel does in one pass over the weights what Keras does in a dozen.
         """
-        # Under MirroredStrategy this is the variable of one replica, no Keras variable: only its place is known.
-        place = self._get_variable_index(variable)
-        rate = ops.cast(learning_rate, variable.dtype) * self.factors[place]
-        if self.decays[place]:
-            self.assign_sub(variable, ops.multiply(variable, rate * self.decays[place]))
-        step = ops.cast(self.iterations + 1, variable.dtype)
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=self._momentums[place].value.handle,
-            v=self._velocities[place].value.handle,
-            beta1_power=self.beta_1**step,
-            beta2_power=self.beta_2**step,
-            lr=rate,
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=self.epsilon,
-            grad=gradient,
-        )
+        if self.config.clip_norm is not None:
+            gradients, _ = tf.clip_by_global_norm(list(gradients), self.config.clip_norm)
+        self.steps.assign(self.steps + 1)
+        step = ops.cast(self.steps, "float32")
+        for place, (variable, gradient) in enumerate(zip(self.trained, gradients, strict=True)):
+            rate = ops.cast(learning_rate, "float32") * self.factors[place]
+            if self.decays[place]:
+                variable.assign(variable * (1.0 - rate * self.decays[place]))
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.value.handle,
+                m=self.momentums[place].value.handle,
+                v=self.velocities[place].value.handle,
+                beta1_power=BETA_1**step,
+                beta2_power=BETA_2**step,
+                lr=rate,
+                beta1=BETA_1,
+                beta2=BETA_2,
+                epsilon=EPSILON,
+                grad=gradient,
+            )
+        if self.averages:
+            kept = ops.where(self.steps > 1, self.config.ema, 0.0)
+            for average, variable in zip(self.averages, self.trained, strict=True):
+                average.assign(kept * average + (1 - kept) * variable)
 
 
 def rate_factor(path: str, num_layers: int, config: OptimizerConfig) -> float:
@@ -127,16 +172,13 @@ def make_optimizer(config: OptimizerConfig, epochs: int, steps: int, num_layers:
 @contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
     """Inside, the model holds the moving average of its weights where the optimizer keeps one."""
-    optimizer = model.optimizer
-    if not optimizer.use_ema:
-        yield
-        return
-    averages = optimizer._model_variables_moving_average
-    kept = [ops.convert_to_numpy(variable) for variable in optimizer._trainable_variables]
-    for variable, average in zip(optimizer._trainable_variables, averages, strict=True):
+    optimizer: AdamW = model.optimizer
+    averaged = optimizer.trained if optimizer.averages else []
+    kept = [ops.convert_to_numpy(variable) for variable in averaged]
+    for variable, average in zip(averaged, optimizer.averages, strict=True):
         variable.assign(average)
     try:
         yield
     finally:
-        for variable, value in zip(optimizer._trainable_variables, kept, strict=True):
+        for variable, value in zip(averaged, kept, strict=True):
             variable.assign(value)

@@ -69,10 +69,6 @@ def training_problems(config: TrainConfig) -> list[Problem]:
 def replica_problems(config: TrainConfig) -> list[Problem]:
     """Of a training that several devices share, chosen so (`strategy=mirrored`) or found so."""
     found = []
-    if config.strategy.xla is True:
-        found.append(Problem("strategy.xla", "not be true on several devices", True, ("auto", "false")))
-    if config.optimizer.accumulate > 1:
-        found.append(Problem("optimizer.accumulate", "be 1 on several devices", config.optimizer.accumulate))
     if config.weighting.kind != "static":
         found.append(Problem("weighting", "be static on several devices", config.weighting.kind, ("static",)))
     return found

@@ -8,7 +8,6 @@ import functools
 import json
 import logging
 import shlex
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from bert_mtl.checkpoints import load_pretrained
 from bert_mtl.config import TrainConfig
 from bert_mtl.devices import make_repeatable, make_strategy, use_xla
 from bert_mtl.encoder import BertEncoder, EncoderConfig
-from bert_mtl.input_pipeline import Epoch, Pipeline
+from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.keeper import Keeper
 from bert_mtl.mixing import epoch_examples, quotas, rates
 from bert_mtl.multitask import MultiTaskModel, make_model
@@ -42,6 +41,7 @@ from bert_mtl.runs import (
     start_run,
     weights_of,
 )
+from bert_mtl.steps import arguments, make_step
 from bert_mtl.tasks import DataError, Task
 from bert_mtl.teachers import with_teachers
 from bert_mtl.tokenization import Tokenizer
@@ -79,10 +79,10 @@ def train(config: TrainConfig) -> dict:
     pipeline = train_pipeline(run, folders, strategy.num_replicas_in_sync)
     log.info("%s", pipeline.describe(pipeline.first_epoch))
     with strategy.scope():
-        model = _compiled(run, pipeline, xla)
+        model = _new_model(run, pipeline)
     with make_tracker(config, run.folder) as track:
         keeper = Keeper(run, pipeline, parts["dev"], track)
-        fit(model, pipeline, keeper, strategy)
+        fit(model, pipeline, keeper, strategy, xla)
         load_variables(run.weights, weights_of(model))
         best = keeper.epochs[keeper.best]
         for head, tuned in best["tuned"].items():
@@ -101,40 +101,18 @@ def train(config: TrainConfig) -> dict:
     return result
 
 
-def fit(model: MultiTaskModel, pipeline: Pipeline, keeper: Keeper, strategy: tf.distribute.Strategy) -> None:
+def fit(model: MultiTaskModel, pipeline: Pipeline, keeper: Keeper, strategy: tf.distribute.Strategy, xla: bool) -> None:
     """Runs the epochs that are still to do; one interrupted inside an epoch goes on at its very next step."""
     keeper.restore(model)
-    step = make_step(model, pipeline, strategy)
+    step = make_step(model, pipeline, strategy, xla)
     while not keeper.done:
         keeper.begin_epoch()
-        make = functools.partial(_arguments, pipeline, keeper.epoch, keeper.offset, strategy)
+        make = functools.partial(arguments, pipeline, keeper.epoch, keeper.offset, strategy)
         with closing(keeper), closing(ahead(make)) as batches:
             for batch in batches:
                 step(batch)
                 keeper.end_step()
             keeper.end_epoch()
-
-
-def make_step(
-    model: MultiTaskModel, pipeline: Pipeline, strategy: tf.distribute.Strategy
-) -> Callable[[dict[str, Any]], None]:
-    """`model.train_step` on every replica as one graph; compiled by XLA where the model is."""
-    own = tf.function(model.train_step, autograph=False, jit_compile=True) if model.jit_compile else model.train_step
-    signature = [pipeline.signature] if pipeline.replicas == 1 else None
-    return tf.function(lambda batch: strategy.run(own, (batch,)), signature, autograph=False, reduce_retracing=True)
-
-
-def _arguments(pipeline: Pipeline, epoch: Epoch, offset: int, strategy: tf.distribute.Strategy) -> Iterator[dict]:
-    """What the step is called with, step by step: the batch, or on several replicas each one's own."""
-    batches = pipeline.batches(epoch, offset)
-    for replicas in zip(*[batches] * pipeline.replicas, strict=True):
-        tensors = [{name: tf.constant(array) for name, array in batch.items()} for batch in replicas]
-        if len(tensors) == 1:
-            yield tensors[0]
-        else:
-            yield strategy.experimental_distribute_values_from_function(
-                lambda context, own=tensors: own[context.replica_id_in_sync_group]
-            )
 
 
 def check_replicas(config: TrainConfig, replicas: int) -> None:
@@ -219,7 +197,7 @@ def _reader(run: Run, task: Task, folder: Path, part: str) -> PartReader:
     return PartReader(folder, part, task, run.tokenizer, run.config.input, run.config.data)
 
 
-def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
+def _new_model(run: Run, pipeline: Pipeline) -> MultiTaskModel:
     config = run.config
     keras.utils.set_random_seed(config.seed)  # teachers have drawn from it
     encoder = BertEncoder(run.facts.encoder, dtype=config.model.dtype, seed=config.seed)
@@ -240,7 +218,7 @@ def _compiled(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
     model.teachers_weight = config.distill.weight
     model.weighting = make_weighting(config.weighting, base, config.seed, last or None)
     steps, depth = pipeline.steps(pipeline.first_epoch), run.facts.encoder.num_layers
-    model.compile(make_optimizer(config.optimizer, config.train.epochs, steps, depth), jit_compile=xla)
+    model.optimizer = make_optimizer(config.optimizer, config.train.epochs, steps, depth)
     model.optimizer.build([*encoder.trainable_variables, *model.head_variables])
     return model
 

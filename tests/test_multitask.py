@@ -70,7 +70,7 @@ def model_of(tasks: dict[str, Task], **settings) -> MultiTaskModel:
     model = make_model(settings, BertEncoder(config, dtype=settings.dtype), tasks, seed=1)
     base = {name: head.settings.weight for name, head in model.heads.items()}
     model.weighting = make_weighting(WEIGHTING, base, seed=1)
-    model.compile(keras.optimizers.SGD(1.0), jit_compile=False)
+    model.optimizer = keras.optimizers.SGD(1.0)
     return model
 
 
@@ -322,7 +322,7 @@ def test_frozen_weights_stay_as_they_are_also_from_weight_decay():
         learning_rate=0.1, head_learning_rate=None, layer_decay=None, warmup_fraction=0, weight_decay=0.1,
         clip_norm=1, accumulate=1, ema=None,
     )  # fmt: skip
-    model.compile(make_optimizer(optimizer, 1, 10, 2), jit_compile=False)
+    model.optimizer = make_optimizer(optimizer, 1, 10, 2)
     before = {variable.path: variable.numpy() for variable in model.weights}
     graph(model)(batch_of(tasks, examples_of(tasks, [0] * 4)))
     changed = {v.path for v in model.weights if not np.array_equal(v.numpy(), before[v.path])}

@@ -146,6 +146,10 @@ class Head:
         tasks' examples, padding, missing labels) neither add to it nor get a gradient."""
         return _weighed(self.losses, outputs, labels, weights)
 
+    def total_weight(self, labels: Any, weights: Any, inputs: Mapping[str, Any]) -> Any:
+        """The second number of `loss`, without outputs: replicas must know of each other's before they compute."""
+        return ops.sum(weights)
+
     def teacher_losses(self, outputs: Any, answers: Any) -> Any:
         """As `losses`, against what teachers answered `(…, *answer_shape)`."""
         return self.losses(outputs, answers)

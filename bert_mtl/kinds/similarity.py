@@ -60,15 +60,23 @@ class Similarity(Head):
             weights: `(segments,)`, above 0 for the first segment of each of this head's examples only.
             inputs: of the model.
         """
-        if self.settings.minimum_score is not None:
-            weights = ops.where(labels < self.settings.minimum_score, ops.zeros_like(weights), weights)
-        candidate = ops.expand_dims(weights > 0, 0) & ops.expand_dims(weights > 0, 1) & ~rivals(inputs)
+        weights, candidate = self._paired(labels, weights, inputs)
         others = ops.take(outputs, inputs["partner"], axis=0)
         cosines = ops.matmul(outputs, ops.transpose(others))
         logits = ops.where(candidate, cosines / self.settings.temperature, -1e9)
         losses = (ops.logsumexp(logits, axis=0) + ops.logsumexp(logits, axis=1)) / 2 - ops.diagonal(logits)
-        weights = ops.where(ops.sum(ops.cast(candidate, "float32"), axis=1) > 1, weights, 0.0)  # else nothing to learn
         return ops.sum(ops.where(weights > 0, losses, 0.0) * weights), ops.sum(weights)
+
+    def total_weight(self, labels: Any, weights: Any, inputs: Mapping[str, Any]) -> Any:
+        return ops.sum(self._paired(labels, weights, inputs)[0])
+
+    def _paired(self, labels: Any, weights: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """`(segments,)` weights of what is learned from, and `(segments, segments)` who is whose candidate."""
+        if self.settings.minimum_score is not None:
+            weights = ops.where(labels < self.settings.minimum_score, ops.zeros_like(weights), weights)
+        candidate = ops.expand_dims(weights > 0, 0) & ops.expand_dims(weights > 0, 1) & ~rivals(inputs)
+        rivalled = ops.sum(ops.cast(candidate, "float32"), axis=1) > 1  # else there is nothing to learn
+        return ops.where(rivalled, weights, 0.0), candidate
 
     def answer(self, outputs: Any, labels: Any, inputs: Mapping[str, Any]) -> Any:
         keys, partner = text_keys(inputs), inputs["partner"]
