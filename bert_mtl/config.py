@@ -188,6 +188,7 @@ class TrainSettings(Schema):
     select: Literal["dev", "last"]
     patience: PositiveInt | None
     save_every: PositiveInt
+    steps_per_execution: PositiveInt | None
     test: bool
 
 

@@ -80,13 +80,17 @@ class Keeper:
         if not self.offset:
             self.model.reset_metrics()
 
-    def end_step(self) -> None:
-        """A step is done."""
-        self.step, self.offset = self.step + 1, self.offset + 1
-        self.bar.advance(self.shown)
-        if self.step % self.settings.save_every == 0 and self.offset < self.steps:
+    def end_steps(self, count: int) -> None:
+        """So many steps more are done."""
+
+        def passed(every: int) -> bool:
+            return self.step // every > (self.step - count) // every
+
+        self.step, self.offset = self.step + count, self.offset + count
+        self.bar.advance(self.shown, count)
+        if passed(self.settings.save_every) and self.offset < self.steps:
             self.save()
-        elif self.step % CHECK_EVERY == 0:
+        elif passed(CHECK_EVERY):
             self._check_steps()
 
     def end_epoch(self) -> None:

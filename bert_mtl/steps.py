@@ -1,23 +1,52 @@
 """The training step as one graph, on one device or many, and what it is called with."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from bert_mtl.input_pipeline import Epoch, Pipeline
 from bert_mtl.multitask import MultiTaskModel
 
+BLOCK = 8  # steps that a call takes where XLA compiles for one device
+
+
+def steps_per_execution(configured: int | None, pipeline: Pipeline, xla: bool) -> int:
+    """How many steps one call takes: as configured, or `BLOCK` where it can be many."""
+    if configured is not None:
+        return configured
+    return BLOCK if xla and pipeline.replicas == 1 and pipeline.layout.length is not None else 1
+
 
 def make_step(
-    model: MultiTaskModel, pipeline: Pipeline, strategy: tf.distribute.Strategy, xla: bool
-) -> Callable[[dict[str, Any]], None]:
-    """`model.train_step` for batches of `pipeline`, on several replicas as a step of all; with `xla` compiled."""
-    if pipeline.replicas == 1:
-        step = tf.function(model.train_step, [pipeline.signature], autograph=False, jit_compile=xla)
-        return lambda batch: strategy.run(step, (batch,))
-    replica_step = _replica_step(model, xla)
-    return tf.function(lambda batch: strategy.run(replica_step, (batch,)), autograph=False, reduce_retracing=True)
+    model: MultiTaskModel, pipeline: Pipeline, strategy: tf.distribute.Strategy, xla: bool, block: int
+) -> Callable[..., None]:
+    """`model.train_step` for what `arguments` gives, on several replicas as a step of all; with `xla` compiled."""
+    if pipeline.replicas > 1:
+        replica_step = _replica_step(model, xla)
+        return tf.function(lambda batch: strategy.run(replica_step, (batch,)), autograph=False, reduce_retracing=True)
+    signature: list[Any] = [pipeline.signature]
+    if block > 1:
+        stacked = {name: tf.TensorSpec((block, *spec.shape), spec.dtype) for name, spec in pipeline.signature.items()}
+        signature = [stacked, tf.TensorSpec((), tf.int32)]
+    function = model.train_step if block == 1 else _loop(model)
+    step = tf.function(function, signature, autograph=False, jit_compile=xla)
+    return lambda *values: strategy.run(step, values)
+
+
+def _loop(model: MultiTaskModel) -> Callable[[dict[str, Any], Any], None]:
+    """Several steps as one graph: a call looks up hundreds of variables, which takes as long as a small step."""
+
+    def steps(batches, count) -> None:
+        def one(number):
+            model.train_step({name: values[number] for name, values in batches.items()})
+            return number + 1
+
+        tf.while_loop(lambda number: number < count, one, [0])
+
+    return steps
 
 
 def _replica_step(model: MultiTaskModel, xla: bool) -> Callable[[dict[str, Any]], None]:
@@ -47,16 +76,26 @@ def _replica_step(model: MultiTaskModel, xla: bool) -> Callable[[dict[str, Any]]
 
 
 def arguments(
-    pipeline: Pipeline, epoch: Epoch, skip: int, strategy: tf.distribute.Strategy
-) -> Iterator[dict[str, Any]]:
-    """What the step is called with, step by step behind the first `skip`: the batch, or on several replicas each one's
-    own."""
+    pipeline: Pipeline, epoch: Epoch, skip: int, strategy: tf.distribute.Strategy, block: int
+) -> Iterator[tuple[int, tuple]]:
+    """For every call, behind the first `skip` steps: how many steps it takes, and what it is called with."""
     batches = pipeline.batches(epoch, skip)
-    for replicas in zip(*[batches] * pipeline.replicas, strict=True):
-        tensors = [{name: tf.constant(array) for name, array in batch.items()} for batch in replicas]
-        if len(tensors) == 1:
-            yield tensors[0]
-        else:
-            yield strategy.experimental_distribute_values_from_function(
+    if pipeline.replicas > 1:
+        for replicas in zip(*[batches] * pipeline.replicas, strict=True):
+            tensors = [_tensors(batch) for batch in replicas]
+            each = strategy.experimental_distribute_values_from_function(
                 lambda context, own=tensors: own[context.replica_id_in_sync_group]
             )
+            yield 1, (each,)
+    elif block == 1:
+        for batch in batches:
+            yield 1, (_tensors(batch),)
+    else:
+        while taken := list(itertools.islice(batches, block)):
+            filled = taken + taken[-1:] * (block - len(taken))
+            stacked = {name: np.stack([batch[name] for batch in filled]) for name in taken[0]}
+            yield len(taken), (_tensors(stacked), tf.constant(len(taken), tf.int32))
+
+
+def _tensors(batch: dict[str, Any]) -> dict[str, tf.Tensor]:
+    return {name: tf.constant(array) for name, array in batch.items()}

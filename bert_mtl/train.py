@@ -41,7 +41,7 @@ from bert_mtl.runs import (
     start_run,
     weights_of,
 )
-from bert_mtl.steps import arguments, make_step
+from bert_mtl.steps import arguments, make_step, steps_per_execution
 from bert_mtl.tasks import DataError, Task
 from bert_mtl.teachers import with_teachers
 from bert_mtl.tokenization import Tokenizer
@@ -104,14 +104,15 @@ def train(config: TrainConfig) -> dict:
 def fit(model: MultiTaskModel, pipeline: Pipeline, keeper: Keeper, strategy: tf.distribute.Strategy, xla: bool) -> None:
     """Runs the epochs that are still to do; one interrupted inside an epoch goes on at its very next step."""
     keeper.restore(model)
-    step = make_step(model, pipeline, strategy, xla)
+    block = steps_per_execution(keeper.settings.steps_per_execution, pipeline, xla)
+    step = make_step(model, pipeline, strategy, xla, block)
     while not keeper.done:
         keeper.begin_epoch()
-        make = functools.partial(arguments, pipeline, keeper.epoch, keeper.offset, strategy)
-        with closing(keeper), closing(ahead(make)) as batches:
-            for batch in batches:
-                step(batch)
-                keeper.end_step()
+        make = functools.partial(arguments, pipeline, keeper.epoch, keeper.offset, strategy, block)
+        with closing(keeper), closing(ahead(make)) as calls:
+            for steps, values in calls:
+                step(*values)
+                keeper.end_steps(steps)
             keeper.end_epoch()
 
 

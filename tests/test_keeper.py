@@ -64,6 +64,20 @@ def test_a_killed_run_resumes_to_the_very_numbers_of_one_that_was_not(whole, two
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
+def test_several_steps_a_call_are_the_same_steps(whole, two_tasks, tmp_path):
+    options = [*two_tasks, f"run.dir={tmp_path}", "train.steps_per_execution=4", "train.save_every=3"]
+    steps = []
+    patched = Keeper.end_steps
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "end_steps", lambda keeper, count: steps.append(count) or patched(keeper, count))
+        train(entry.compose("train", options, TrainConfig))
+    assert max(steps) == 4 > min(steps)  # an epoch's last call takes what is left
+    for ours, theirs in zip(epochs_of(tmp_path), epochs_of(whole), strict=True):
+        assert ours["examples"] == theirs["examples"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["dev"]["imdb"]["loss"] == pytest.approx(theirs["dev"]["imdb"]["loss"], rel=1e-3)
+
+
 def _in_third_epoch(state: Path) -> bool:
     """Then the rates follow dev scores, and the weights the losses of two epochs."""
     if not state.exists():
