@@ -50,6 +50,7 @@ class Clock(Keeper):
         self.request = request
         self.first = self.begin = self.end = 0  # steps taken then
         self.times: dict[str, float] = {}
+        self.processor = 0.0  # seconds of all cores
         self.peak = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -66,9 +67,10 @@ class Clock(Keeper):
             self.times["waited"] = wait_for_turn()
             self.peak, self.first = peak_flops(), self.step
         elif self.peak and not self.begin and self.step >= self.first + self.request["settle"]:
-            self.times["begin"], self.begin = self._now(), self.step
+            self.times["begin"], self.begin, self.processor = self._now(), self.step, -time.process_time()
         elif self.begin and self.step >= self.begin + self.request["steps"]:
             self.times["end"], self.end = self._now(), self.step
+            self.processor += time.process_time()
             raise Finished
 
     def _now(self) -> float:
@@ -91,6 +93,7 @@ def time_steps(request: dict) -> dict:
     is_gpu = bool(tf.config.list_physical_devices("GPU"))
     return {
         "seconds": clock.times["end"] - clock.times["begin"],
+        "processor_seconds": clock.processor,
         "steps": clock.end - clock.begin,
         "work": work,
         "compile_seconds": clock.times["compile"],
@@ -105,7 +108,7 @@ def time_steps(request: dict) -> dict:
 def prepare(request: dict) -> dict:
     """Builds the records of all workloads and writes the examples of the steps that will be timed; the vocabulary."""
     minilm = entry.compose("train", ["model=minilm"], TrainConfig)
-    vocab = request["vocab"] or str(vocab_file(pretrained_folder(minilm.model, minilm.cache_dir)))
+    vocab = request["vocab"] or vocab_file(pretrained_folder(minilm.model, minilm.cache_dir) or Path())
     for workload in request["workloads"]:
         # Which examples are a step's does not depend on the model: the smallest will do.
         workload["overrides"] += ["model=tiny", f"tokenizer.vocab='{vocab}'"]
@@ -114,7 +117,7 @@ def prepare(request: dict) -> dict:
         check_steps(pipeline, workload)
         begun = workload["warmup"] + workload["settle"]
         save_examples(Path(workload["examples"]), pipeline, steps_of(pipeline, begun, begun + workload["steps"]))
-    return {"vocab": vocab}
+    return {"vocab": str(Path(vocab).resolve())}
 
 
 def training_config(request: dict, folder: str) -> TrainConfig:
@@ -146,7 +149,7 @@ def work_of(batches: Iterable[dict]) -> Work:
 def save_examples(file: Path, pipeline: Pipeline, batches: Iterable[dict]) -> None:
     """The examples of batches as they are before masking: `token_ids` `(tokens,)`, `lengths` and `task` `(examples,)`,
     `text.<head>` `(examples, …)` and `token.<head>` `(tokens,)`; `masked` says whether words are to be guessed."""
-    columns: dict[str, list[np.ndarray]] = {}
+    columns: dict[str, list[Any]] = {}
     for batch in batches:
         token_ids, segment_ids = batch["token_ids"].ravel().copy(), batch["segment_ids"].ravel()
         for head in (label.name for label in pipeline.labels if label.level == "mask"):
@@ -162,8 +165,8 @@ def save_examples(file: Path, pipeline: Pipeline, batches: Iterable[dict]) -> No
             found[f"{label.level}.{label.name}"] = chosen
         for name, values in found.items():
             columns.setdefault(name, []).append(values)
-    masked = any(label.level == "mask" for label in pipeline.labels)
-    np.savez(file, masked=np.array(masked), **{name: np.concatenate(parts) for name, parts in columns.items()})
+    arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
+    np.savez(file, masked=any(label.level == "mask" for label in pipeline.labels), **arrays)
 
 
 def wait_for_turn() -> float:
