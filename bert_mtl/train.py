@@ -11,7 +11,7 @@ import shlex
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -61,6 +61,44 @@ def train(config: TrainConfig) -> dict:
     Raises:
         ConfigError, DataError, WeightsError, RunError: what is wrong, before any step is taken.
     """
+    begun = begin(config)
+    run, folders, model = begun.run, begun.folders, begun.model
+    parts = {part: part_pipelines(run, folders, part) for part in ("dev", "test")}
+    with make_tracker(run.config, run.folder) as track:
+        keeper = Keeper(run, begun.pipeline, parts["dev"], track)
+        fit(begun, keeper)
+        load_variables(run.weights, weights_of(model))
+        best = keeper.epochs[keeper.best]
+        for head, tuned in best["tuned"].items():
+            model.heads[head].tuned = tuned
+        result = {
+            "test": part_metrics(model, parts["test"]) if run.config.train.test else {},
+            "dev": best["dev"],
+            "best_epoch": keeper.best + 1,
+            "epochs": keeper.epochs,
+            "data": run.config.data.source,
+        }
+        track({f"test_{head}_{name}": v for head, s in result["test"].items() for name, v in s.items()}, keeper.step)
+    with atomic_write(run.folder / "metrics.json") as file:
+        file.write(json.dumps(result, indent=1).encode())
+    print(closing_words(run, result))
+    return result
+
+
+class Begun(NamedTuple):
+    """A run before its first step: the records' `folders` by task, the mixture it learns from, where its steps run,
+    whether `xla` compiles them, and the model."""
+
+    run: Run
+    folders: dict[str, Path]
+    pipeline: Pipeline
+    strategy: tf.distribute.Strategy
+    xla: bool
+    model: MultiTaskModel
+
+
+def begin(config: TrainConfig) -> Begun:
+    """All that comes before the first step of a new run in `run.dir` or of `run.resume`. Raises as `train` does."""
     resumed = open_run(config.run.resume) if config.run.resume else None
     config = resumed.config if resumed else config
     strategy = make_strategy(config.strategy)
@@ -75,34 +113,16 @@ def train(config: TrainConfig) -> dict:
     for name, manifest in manifests.items():
         check_examples(run, manifest)
         check_labels(run.tasks[name], manifest)
-    parts = {part: part_pipelines(run, folders, part) for part in ("dev", "test")}
     pipeline = train_pipeline(run, folders, strategy.num_replicas_in_sync)
     log.info("%s", pipeline.describe(pipeline.first_epoch))
     with strategy.scope():
         model = _new_model(run, pipeline)
-    with make_tracker(config, run.folder) as track:
-        keeper = Keeper(run, pipeline, parts["dev"], track)
-        fit(model, pipeline, keeper, strategy, xla)
-        load_variables(run.weights, weights_of(model))
-        best = keeper.epochs[keeper.best]
-        for head, tuned in best["tuned"].items():
-            model.heads[head].tuned = tuned
-        result = {
-            "test": part_metrics(model, parts["test"]) if config.train.test else {},
-            "dev": best["dev"],
-            "best_epoch": keeper.best + 1,
-            "epochs": keeper.epochs,
-            "data": config.data.source,
-        }
-        track({f"test_{head}_{name}": v for head, s in result["test"].items() for name, v in s.items()}, keeper.step)
-    with atomic_write(run.folder / "metrics.json") as file:
-        file.write(json.dumps(result, indent=1).encode())
-    print(closing_words(run, result))
-    return result
+    return Begun(run, folders, pipeline, strategy, xla, model)
 
 
-def fit(model: MultiTaskModel, pipeline: Pipeline, keeper: Keeper, strategy: tf.distribute.Strategy, xla: bool) -> None:
+def fit(begun: Begun, keeper: Keeper) -> None:
     """Runs the epochs that are still to do; one interrupted inside an epoch goes on at its very next step."""
+    _, _, pipeline, strategy, xla, model = begun
     keeper.restore(model)
     block = steps_per_execution(keeper.settings.steps_per_execution, pipeline, xla)
     step = make_step(model, pipeline, strategy, xla, block)
