@@ -107,6 +107,7 @@ class ModelConfig(Schema):
     pooling: Literal["mean", "cls"]
     dropout: Fraction
     attention_dropout: Fraction
+    attention: Literal["auto", "flash", "plain"]
     trainable: Trainable
     adapters: Literal["none", "bottleneck", "layer_norm"]
     adapter_dim: PositiveInt

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import keras
 from keras import layers, ops
 
 from bert_mtl.adapters import TaskAdapter, TaskLayerNorm, is_own, stop_gradients
+
+# (query, key, value, bias) -> context: the bias `(rows, 1, length, length)` is `attention_bias`'s, all other tensors
+# are `(rows, length, heads, head_dim)`, the queries not yet scaled.
+Attention = Callable[[Any, Any, Any, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class BertEncoder(keras.Model):
         config: the sizes.
         dtype: a Keras dtype policy such as `"mixed_bfloat16"`; LayerNorm and softmax stay in float32.
         seed: the one seed of all dropout masks; initial weights follow `keras.utils.set_random_seed`.
+        training_attention: what training computes attention by, without dropout; None takes `plain_attention`, as all
+            other calls do. The weights are the same.
 
     Example:
         >>> encoder = BertEncoder(EncoderConfig(30522, 384, 6, 12, 1536))
@@ -65,13 +72,21 @@ class BertEncoder(keras.Model):
         TensorShape([2, 8, 384])
     """
 
-    def __init__(self, config: EncoderConfig, *, dtype=None, seed: int = 0, name: str = "encoder"):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        dtype=None,
+        seed: int = 0,
+        training_attention: Attention | None = None,
+        name: str = "encoder",
+    ):
         super().__init__(dtype=dtype, name=name)
         self.config = config
         seeds = random.Random(seed)
         self.embeddings = BertEmbeddings(config, seeds, dtype=self.dtype_policy, name="embeddings")
         self.transformer_layers = [
-            TransformerLayer(config, seeds, dtype=self.dtype_policy, name=f"layer_{i}")
+            TransformerLayer(config, seeds, training_attention, dtype=self.dtype_policy, name=f"layer_{i}")
             for i in range(config.num_layers)
         ]
         self.pooler = None
@@ -181,8 +196,11 @@ class TransformerLayer(layers.Layer):
     States come and go as `(rows * length, hidden_dim)`: on CPUs TensorFlow then computes product, bias and GELU in one.
     """
 
-    def __init__(self, config: EncoderConfig, seeds: random.Random, **kwargs):
+    def __init__(
+        self, config: EncoderConfig, seeds: random.Random, training_attention: Attention | None = None, **kwargs
+    ):
         super().__init__(autocast=False, **kwargs)  # else the float32 bias would be cast to bfloat16
+        self.training_attention = training_attention
         self.num_heads = config.num_heads
         self.head_dim = config.hidden_dim // config.num_heads
         self.intermediate_dim = config.intermediate_dim
@@ -219,18 +237,23 @@ class TransformerLayer(layers.Layer):
         """Returns the heads' contexts side by side, `(rows * length, hidden_dim)`."""
         rows, _, _, length = ops.shape(bias)
         shape = (rows, length, self.num_heads, self.head_dim)
-        query, key, value = ops.split(self.qkv(states), 3, axis=-1)
-        query = query * (1.0 / math.sqrt(self.head_dim))  # smaller than the scores, which every operation must stream
-        query, key, value = (ops.reshape(part, shape) for part in (query, key, value))
-        query, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, value))
-        scores = ops.matmul(query, ops.transpose(key, (0, 2, 3, 1)))
-        weights = ops.softmax(ops.cast(scores, "float32") + bias)
-        weights = self.attention_dropout(ops.cast(weights, self.compute_dtype), training=training)
-        context = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
-        return ops.reshape(context, (-1, self.num_heads * self.head_dim))
+        query, key, value = (ops.reshape(part, shape) for part in ops.split(self.qkv(states), 3, axis=-1))
+        attention = self.training_attention if training else None
+        if attention is None:
+            attention = partial(plain_attention, drop=partial(self.attention_dropout, training=training))
+        return ops.reshape(attention(query, key, value, bias), (-1, self.num_heads * self.head_dim))
 
     def _add_and_norm(self, norm, states, update, tasks, training):
         return ops.cast(norm(states + self.dropout(update, training=training), tasks), self.compute_dtype)
+
+
+def plain_attention(query, key, value, bias, drop: Callable[[Any], Any] = lambda weights: weights):
+    """An `Attention` of any shape and type, its softmax in float32; `drop` changes the attention weights."""
+    query = query * (1.0 / math.sqrt(query.shape[-1]))  # smaller than the scores, which every operation must stream
+    query, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, value))
+    scores = ops.matmul(query, ops.transpose(key, (0, 2, 3, 1)))
+    weights = ops.softmax(ops.cast(scores, "float32") + bias)
+    return ops.transpose(ops.matmul(drop(ops.cast(weights, value.dtype)), value), (0, 2, 1, 3))
 
 
 def attention_bias(segment_ids):

@@ -18,6 +18,7 @@ import tensorflow as tf
 from hydra.core.hydra_config import HydraConfig
 
 from bert_mtl.ahead import ahead
+from bert_mtl.attention import training_attention
 from bert_mtl.checkpoints import load_pretrained
 from bert_mtl.config import TrainConfig
 from bert_mtl.devices import make_repeatable, make_strategy, use_xla
@@ -116,7 +117,7 @@ def begin(config: TrainConfig) -> Begun:
     pipeline = train_pipeline(run, folders, strategy.num_replicas_in_sync)
     log.info("%s", pipeline.describe(pipeline.first_epoch))
     with strategy.scope():
-        model = _new_model(run, pipeline)
+        model = _new_model(run, pipeline, xla)
     return Begun(run, folders, pipeline, strategy, xla, model)
 
 
@@ -218,10 +219,11 @@ def _reader(run: Run, task: Task, folder: Path, part: str) -> PartReader:
     return PartReader(folder, part, task, run.tokenizer, run.config.input, run.config.data)
 
 
-def _new_model(run: Run, pipeline: Pipeline) -> MultiTaskModel:
+def _new_model(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
     config = run.config
     keras.utils.set_random_seed(config.seed)  # teachers have drawn from it
-    encoder = BertEncoder(run.facts.encoder, dtype=config.model.dtype, seed=config.seed)
+    attention = training_attention(config.model, run.facts.encoder, pipeline.layout.length, xla)
+    encoder = BertEncoder(run.facts.encoder, dtype=config.model.dtype, seed=config.seed, training_attention=attention)
     # A state to resume from holds every weight.
     weights = None if run.state.exists() else pretrained_folder(config.model, config.cache_dir)
     if weights is not None:

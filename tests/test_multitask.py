@@ -25,6 +25,7 @@ SETTINGS = {
     "weights": None,
     "pooling": "mean",
     "dropout": 0.0,
+    "attention": "auto",
     "attention_dropout": 0.0,
     "trainable": "all",
     "adapters": "none",
