@@ -7,7 +7,7 @@ the single runs do, unless `together` says otherwise: settings of `bert_mtl.trai
 mixing), separated by blanks. With `distill` a third run learns all tasks from the labels and, to that share of its
 loss, from the single runs of its seed. What counts is every head's own metric on dev after the last epoch: nothing is
 selected, no test part is looked at. Further arguments are settings for all runs. Every run is a process, `jobs` at a
-time over `gpus`, kept in the folder `runs`, so that an interrupted call goes on. The result is
+time over `gpus` (such as 0,1), kept in the folder `runs`, so that an interrupted call goes on. The result is
 `benchmarks/results/<result>.json`.
 """
 
@@ -33,7 +33,7 @@ from bert_mtl.tasks import make_tasks
 from conf import entry
 
 OWN = {"data": "../shared/data", "tasks": "", "together": "", "distill": "0", "epochs": "2", "seeds": "1,2,3"}
-OWN |= {"jobs": "1", "gpus": "1", "runs": "runs/multitask", "result": "multitask"}
+OWN |= {"jobs": "1", "gpus": "0", "runs": "runs/multitask", "result": "multitask"}
 
 
 class Job(NamedTuple):
@@ -56,7 +56,7 @@ def main() -> None:
     scores: dict[str, dict[str, list[float]]] = {}
     for jobs in (list(jobs_of(own, settings)), list(taught_jobs(own, settings))):
         with ThreadPoolExecutor(int(own["jobs"])) as pool:
-            gpus = itertools.cycle(range(int(own["gpus"])))
+            gpus = itertools.cycle(own["gpus"].split(","))
             found = list(pool.map(lambda job, gpu: dev_scores(job.folder(own["runs"]), job.overrides, gpu), jobs, gpus))
         for job, by_head in zip(jobs, found, strict=True):
             for head, score in by_head.items():
@@ -96,13 +96,13 @@ def taught_jobs(own: dict[str, str], settings: list[str]) -> Iterator[Job]:
         yield Job("taught", [*together.overrides, *more])
 
 
-def dev_scores(run: Path, overrides: list[str], gpu: int) -> dict[str, float]:
+def dev_scores(run: Path, overrides: list[str], gpu: str) -> dict[str, float]:
     """Head (with its metric) -> score on dev after the last epoch of the run of these settings, on that GPU if any."""
     finished = run / "metrics.json"
     if not finished.exists():
         arguments = [f"run.resume={run}"] if (run / "config.yaml").exists() else [*overrides, f"run.dir={run}"]
         several = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # else the first of several runs takes all of a GPU's memory
-        several["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        several["CUDA_VISIBLE_DEVICES"] = gpu
         command = [sys.executable, "-m", "bert_mtl.train", *arguments]
         print(shlex.join(command), flush=True)
         subprocess.run(command, env=os.environ | several, check=True, stdout=subprocess.DEVNULL)
