@@ -80,8 +80,9 @@ class AdamW:
             return keras.Variable(value, shape=tuple(shape), dtype="float32", trainable=False, name=name)
 
         config, self.trained = self.config, list(variables)
+        # TensorFlow keeps variables of int32 in the memory of the host, where a step compiled for a GPU finds none.
         self.batches, self.steps = (
-            keras.Variable(0, dtype="int32", trainable=False, name=name) for name in ("batches", "steps")
+            keras.Variable(0, dtype="int64", trainable=False, name=name) for name in ("batches", "steps")
         )
         self.momentums = [beside("momentum", variable.shape) for variable in variables]
         self.velocities = [beside("velocity", variable.shape) for variable in variables]
