@@ -26,5 +26,4 @@ WORKLOADS = {
 }
 
 if __name__ == "__main__":
-    # Ours takes eight steps a call.
     main(WORKLOADS, {"workloads": ",".join(WORKLOADS), "warmup": "16", "settle": "8", "result": "train_gpu"})

@@ -189,7 +189,7 @@ class TrainSettings(Schema):
     select: Literal["dev", "last"]
     patience: PositiveInt | None
     save_every: PositiveInt
-    steps_per_execution: PositiveInt | None
+    steps_per_execution: PositiveInt
     test: bool
 
 

@@ -16,7 +16,7 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 NO_DECAY = ("bias", "gamma", "beta")  # biases and LayerNorm (Devlin et al. 2019)
 
 
-class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
+class WarmupLinearDecay:
     """Rises linearly to `peak` over the first `warmup_fraction` of a training, then falls linearly to 0 at its end.
 
     Every epoch is the same part of the training, however many steps it has: mixtures that change make epochs unlike.
@@ -39,10 +39,6 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         done = (epoch + (ops.cast(step, "float32") - begin) / steps) / self.epochs
         rise = (done + 1 / (steps * self.epochs)) / max(self.warmup_fraction, 1e-9)
         return self.peak * ops.clip(ops.minimum(rise, (1 - done) / (1 - self.warmup_fraction)), 0.0, 1.0)
-
-    def get_config(self) -> dict:
-        values = [float(value) for value in ops.convert_to_numpy(self.place)]
-        return {key: getattr(self, key) for key in ("peak", "warmup_fraction", "epochs")} | {"steps": values[2]}
 
 
 class AdamW:

@@ -61,8 +61,8 @@ def training_problems(config: TrainConfig) -> list[Problem]:
     devices = config.strategy.devices
     if config.strategy.kind == "one_device" and devices and len(devices) > 1:
         found.append(Problem("strategy.devices", "name one device with strategy=one_device", devices))
-    if (config.train.steps_per_execution or 1) > 1 and config.input.packing == "none":
-        rule = "be null or 1 with input.packing=none, whose batches have many shapes"
+    if config.train.steps_per_execution > 1 and config.input.packing == "none":
+        rule = "be 1 with input.packing=none, whose batches have many shapes"
         found.append(Problem("train.steps_per_execution", rule, config.train.steps_per_execution))
     if config.train.patience and config.train.select == "last":
         found.append(Problem("train.patience", "be null with train.select=last", config.train.patience))
@@ -72,8 +72,8 @@ def training_problems(config: TrainConfig) -> list[Problem]:
 def replica_problems(config: TrainConfig) -> list[Problem]:
     """Of a training that several devices share, chosen so (`strategy=mirrored`) or found so."""
     found = []
-    if (config.train.steps_per_execution or 1) > 1:
-        rule = "be null or 1 on several devices"
+    if config.train.steps_per_execution > 1:
+        rule = "be 1 on several devices"
         found.append(Problem("train.steps_per_execution", rule, config.train.steps_per_execution))
     if config.weighting.kind != "static":
         found.append(Problem("weighting", "be static on several devices", config.weighting.kind, ("static",)))

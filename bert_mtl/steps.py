@@ -10,15 +10,6 @@ import tensorflow as tf
 from bert_mtl.input_pipeline import Epoch, Pipeline
 from bert_mtl.multitask import MultiTaskModel
 
-BLOCK = 8  # steps that a call takes where XLA compiles for one device
-
-
-def steps_per_execution(configured: int | None, pipeline: Pipeline, xla: bool) -> int:
-    """How many steps one call takes: as configured, or `BLOCK` where it can be many."""
-    if configured is not None:
-        return configured
-    return BLOCK if xla and pipeline.replicas == 1 and pipeline.layout.length is not None else 1
-
 
 def make_step(
     model: MultiTaskModel, pipeline: Pipeline, strategy: tf.distribute.Strategy, xla: bool, block: int

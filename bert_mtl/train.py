@@ -42,7 +42,7 @@ from bert_mtl.runs import (
     start_run,
     weights_of,
 )
-from bert_mtl.steps import arguments, make_step, steps_per_execution
+from bert_mtl.steps import arguments, make_step
 from bert_mtl.tasks import DataError, Task
 from bert_mtl.teachers import with_teachers
 from bert_mtl.tokenization import Tokenizer
@@ -125,7 +125,7 @@ def fit(begun: Begun, keeper: Keeper) -> None:
     """Runs the epochs that are still to do; one interrupted inside an epoch goes on at its very next step."""
     _, _, pipeline, strategy, xla, model = begun
     keeper.restore(model)
-    block = steps_per_execution(keeper.settings.steps_per_execution, pipeline, xla)
+    block = keeper.settings.steps_per_execution
     step = make_step(model, pipeline, strategy, xla, block)
     while not keeper.done:
         keeper.begin_epoch()
