@@ -1,8 +1,9 @@
 """transformers' Trainer on classified texts, in float32 on the CPU: what most would take.
 
 The model is BertForSequenceClassification, each batch padded to its longest text. `group_by_length` draws megabatches
-of 50 batches and sorts them; the examples are one such megabatch at most 50 batches long, given in that order, so that
-few steps are as well grouped as a long training's; without the variant `grouped` the order is random. Time runs from the first step to the end of the last one.
+of 50 batches and sorts them; the examples are one such megabatch, of at most 50 batches, given in that order, so that
+few steps are as well grouped as a long training's. Without the variant `grouped` the order is random. Time runs from
+the first step to the end of the last one.
 """
 
 import tempfile
