@@ -105,15 +105,17 @@ def pack(
     sizes, starts = np.unique(-lengths[order], return_index=True)
     row_of, held = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     rows = [np.zeros(0, np.int64)] * row_length + [np.arange(len(lengths))]  # by how much is left of them
-    for size, items in zip(-sizes, np.split(order, starts[1:]), strict=True):
+    there = bytearray([0] * row_length + [1])  # whether there are such rows, to be searched in one go
+    for size, items in zip((-sizes).tolist(), np.split(order, starts[1:]), strict=True):
         while len(items):
-            left = next(left for left in range(size, row_length + 1) if len(rows[left]))
+            left = there.find(1, size)
             count = max(len(items) // min(left // size, most), 1)  # rows that these examples fill one after the other
             taken, rows[left] = rows[left][:count], rows[left][count:]
             row_of[items[: len(taken)]] = taken
             held[taken] += 1
             items = items[len(taken) :]
             rows[left - size] = np.concatenate([rows[left - size], taken[held[taken] < most]])
+            there[left], there[left - size] = len(rows[left]) > 0, len(rows[left - size]) > 0
     return np.argsort(row_of, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(row_of))])
 
 
