@@ -213,18 +213,12 @@ def peer_environment(environment: dict[str, str]) -> dict[str, str]:
 def summary(workload: str, model: str, both: dict[str, list[dict]]) -> dict:
     """A row of the result: each side's tokens a second in its fastest round, their ratio, and all measurements.
 
-    Other work on the machine only ever slows a round down. `processor_ratio`, where both sides tell their processor
-    time, compares tokens per second of it instead; of waiting threads that spin it counts the waiting.
+    Other work on the machine only ever slows a round down.
     """
     good = {side: [run for run in runs if "error" not in run] for side, runs in both.items()}
     rates = {side: max(run["tokens_per_second"] for run in runs) for side, runs in good.items() if runs}
-    ratios: dict[str, float | None] = {"ratio": round(rates["ours"] / rates["peer"], 3) if len(rates) > 1 else None}
-    if len(rates) > 1 and all("processor_seconds" in run for runs in good.values() for run in runs):
-        by_processor = {
-            side: max(run["work"]["tokens"] / run["processor_seconds"] for run in runs) for side, runs in good.items()
-        }
-        ratios["processor_ratio"] = round(by_processor["ours"] / by_processor["peer"], 3)
-    return {"workload": workload, "model": model, "tokens_per_second": rates, **ratios, "runs": both}
+    ratio = round(rates["ours"] / rates["peer"], 3) if len(rates) > 1 else None
+    return {"workload": workload, "model": model, "tokens_per_second": rates, "ratio": ratio, "runs": both}
 
 
 def line(job: Job, result: dict) -> str:

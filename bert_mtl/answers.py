@@ -1,6 +1,7 @@
 """What a model answers to a whole part: batches in, answers and labels of each head out, in stored order."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +37,11 @@ def answer_part(model: MultiTaskModel, pipeline: Pipeline, heads: Sequence[str] 
     found: dict[str, list[Answered]] = {name: [] for name in names}
     epoch = pipeline.first_epoch
     steps = pipeline.steps(epoch)
-    batches = ahead(lambda: pipeline.batches(epoch))
-    for batch in track(batches, f"answering {pipeline.part}", total=steps, disable=steps < SHOWN):
-        answers = model.answer(batch, names)
-        for name in names:
-            found[name].append(labelled(model.heads[name], answers[name].numpy(), batch))
+    with closing(ahead(lambda: pipeline.batches(epoch))) as batches:
+        for batch in track(batches, f"answering {pipeline.part}", total=steps, disable=steps < SHOWN):
+            answers = model.answer(batch, names)
+            for name in names:
+                found[name].append(labelled(model.heads[name], answers[name].numpy(), batch))
     return {name: _in_order(model.heads[name], pieces) for name, pieces in found.items()}
 
 

@@ -32,8 +32,8 @@ def use_xla(config: StrategyConfig, strategy: tf.distribute.Strategy) -> bool:
     return config.xla
 
 
-def make_repeatable(seed: int, xla: bool) -> None:
+def make_repeatable(seed: int) -> None:
     """The same seed gives the same numbers; on CPUs to the last digit (on GPUs that would cost much of the speed)."""
     keras.utils.set_random_seed(seed)
-    if not tf.config.list_physical_devices("GPU") and not xla:  # Keras does not compile where this is on
+    if not tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()

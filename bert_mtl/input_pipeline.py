@@ -94,6 +94,7 @@ class Pipeline:
         """Long rows are fuller: twice the longest example that can be; but a small batch of short texts is one row that
         is no longer than its `tokens`."""
         longest = max(int(reader.lengths.max()) for reader in self.readers)
+        longest += longest % 2  # flash attention takes even lengths
         limit = max(min(2 * self.tokenizer.max_length, LONGEST_ROW), longest)
         return min(max(-(-round(tokens) // ROW_STEP) * ROW_STEP, longest), limit)
 

@@ -167,7 +167,8 @@ class Keeper:
             found = list(itertools.islice(batches, self.train.replicas))
         there = [name for name in self.model.heads if any(batch[f"count.{name}"] for batch in found)]
         loss, gradient_norm, *of_heads = keras.ops.convert_to_numpy(self.model.watch.numbers).tolist()
-        of_head = dict(zip(self.model.heads, of_heads, strict=True))
+        weighted = self.model.weighting.base * np.array(of_heads, np.float32)  # in float32, as the step does
+        of_head = dict(zip(self.model.heads, weighted, strict=True))
         heads = [name for name in there if not np.isfinite(of_head[name])]
         what = f"the loss of {' and '.join(heads)}" if heads else f"the gradients of {', '.join(there)}"
         value = gradient_norm if np.isfinite(loss) else loss

@@ -135,9 +135,8 @@ class MultiTaskModel(keras.Model):
 
     def update(self, losses, gradients: Sequence[Any], totals) -> None:
         """Takes the step to which all replicas have contributed."""
-        weighted = self.weighting.base * self.weighting.factors() * losses[1:]
-        numbers = [losses[:1], ops.reshape(norm(gradients), (1,)), weighted]  # NaN wherever a gradient is
-        self.watch.update_state(ops.concatenate(numbers))
+        gradient_norm = ops.reshape(norm(gradients), (1,))  # NaN wherever a gradient is
+        self.watch.update_state(ops.concatenate([losses[:1], gradient_norm, losses[1:]]))
         self.optimizer.apply(gradients, [*self.encoder.trainable_variables, *self.head_variables])
         each = zip(self.loss_means, ops.unstack(losses), ops.unstack(self._counts(totals)), strict=True)
         for mean, value, count in each:
@@ -168,8 +167,8 @@ class Watch(keras.metrics.Metric):
     """Which step of an epoch was the first whose numbers were not all finite; `result` is 0 where there was none.
 
     Attributes:
-        numbers: `(size,)` of that step; before, of the last one: the total loss, the norm of all gradients, and the
-            weighted loss of each head.
+        numbers: `(size,)` of that step; before, of the last one: the total loss, the norm of all gradients, and each
+            head's loss.
     """
 
     def __init__(self, size: int):

@@ -22,7 +22,7 @@ from bert_mtl.attention import training_attention
 from bert_mtl.checkpoints import load_pretrained
 from bert_mtl.config import TrainConfig
 from bert_mtl.devices import make_repeatable, make_strategy, use_xla
-from bert_mtl.encoder import BertEncoder, EncoderConfig
+from bert_mtl.encoder import Attention, BertEncoder, EncoderConfig
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.keeper import Keeper
 from bert_mtl.mixing import epoch_examples, quotas, rates
@@ -105,9 +105,10 @@ def begin(config: TrainConfig) -> Begun:
     strategy = make_strategy(config.strategy)
     xla = use_xla(config.strategy, strategy)
     check_replicas(config, strategy.num_replicas_in_sync)
-    make_repeatable(config.seed, xla)
+    make_repeatable(config.seed)
     tokenizer = resumed.tokenizer if resumed else make_tokenizer(config.tokenizer, config.model, config.cache_dir)
     sizes = resumed.facts.encoder if resumed else checked_sizes(config, tokenizer)
+    attention = training_attention(config, sizes, xla)
     folders = {name: build(config, name, tokenizer) for name in config.tasks}
     manifests = {name: load_manifest(folder) for name, folder in folders.items()}
     run = resumed or start_run(Path(config.run.dir), config, tokenizer, _facts(sizes, manifests))
@@ -117,7 +118,7 @@ def begin(config: TrainConfig) -> Begun:
     pipeline = train_pipeline(run, folders, strategy.num_replicas_in_sync)
     log.info("%s", pipeline.describe(pipeline.first_epoch))
     with strategy.scope():
-        model = _new_model(run, pipeline, xla)
+        model = _new_model(run, pipeline, attention)
     return Begun(run, folders, pipeline, strategy, xla, model)
 
 
@@ -219,10 +220,9 @@ def _reader(run: Run, task: Task, folder: Path, part: str) -> PartReader:
     return PartReader(folder, part, task, run.tokenizer, run.config.input, run.config.data)
 
 
-def _new_model(run: Run, pipeline: Pipeline, xla: bool) -> MultiTaskModel:
+def _new_model(run: Run, pipeline: Pipeline, attention: Attention | None) -> MultiTaskModel:
     config = run.config
     keras.utils.set_random_seed(config.seed)  # teachers have drawn from it
-    attention = training_attention(config.model, run.facts.encoder, pipeline.layout.length, xla)
     encoder = BertEncoder(run.facts.encoder, dtype=config.model.dtype, seed=config.seed, training_attention=attention)
     # A state to resume from holds every weight.
     weights = None if run.state.exists() else pretrained_folder(config.model, config.cache_dir)

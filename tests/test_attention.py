@@ -11,51 +11,50 @@ from bert_mtl.attention import obstacle, training_attention
 from bert_mtl.encoder import EncoderConfig, attention_bias, plain_attention
 from bert_mtl.flash_attention import BACKWARD, FORWARD, module_text
 from conf.errors import ConfigError
-from tests.test_multitask import SETTINGS, ModelConfig
 
 SIZES = EncoderConfig(vocab_size=30, hidden_dim=384, num_layers=6, num_heads=12, intermediate_dim=64)
-FITS = ModelConfig(**SETTINGS | {"dtype": "mixed_bfloat16"})
 
 
-def changed(**values) -> ModelConfig:
-    return FITS.model_copy(update=values)
+@pytest.fixture
+def config(tiny_config):
+    """Of a training that flash attention would fit, changed by overrides."""
+    return lambda *overrides: tiny_config("train", "model.dtype=mixed_bfloat16", "model.attention=auto", *overrides)
 
 
-def test_nothing_stands_in_the_way_of_flash_attention_on_a_gpu_in_bfloat16_by_xla():
-    assert obstacle(FITS, SIZES, 512, xla=True, capability=(9, 0)) is None
-    assert obstacle(FITS, SIZES, 512, xla=True, capability=(8, 0)) is None
+def test_nothing_stands_in_the_way_of_flash_attention_on_a_gpu_in_bfloat16_by_xla(config):
+    assert obstacle(config(), SIZES, xla=True, capability=(9, 0)) is None
+    assert obstacle(config(), SIZES, xla=True, capability=(8, 0)) is None
 
 
 @pytest.mark.parametrize(
-    ("model", "sizes", "length", "xla", "capability", "reason"),
+    ("overrides", "sizes", "xla", "capability", "reason"),
     [
-        (FITS, SIZES, 512, True, None, "without an NVIDIA GPU"),
-        (FITS, SIZES, 512, True, (7, 5), "on a GPU of a compute capability below 8.0"),
-        (FITS, SIZES, 512, False, (9, 0), "where XLA does not compile the step"),
-        (changed(dtype="float32"), SIZES, 512, True, (9, 0), "with model.dtype=float32 (mixed_bfloat16 can)"),
-        (changed(attention_dropout=0.1), SIZES, 512, True, (9, 0), "with model.attention_dropout=0.1 (0 can)"),
-        (FITS, SIZES, None, True, (9, 0), "with rows of many lengths (input.packing=packed makes them alike)"),
-        (FITS, SIZES, 333, True, (9, 0), "with rows of 333 tokens (an even number can)"),
+        ([], SIZES, True, None, "without an NVIDIA GPU"),
+        ([], SIZES, True, (7, 5), "on a GPU of a compute capability below 8.0"),
+        ([], SIZES, False, (9, 0), "where XLA does not compile the step"),
+        (["model.dtype=float32"], SIZES, True, (9, 0), "with model.dtype=float32 (mixed_bfloat16 can)"),
+        (["model.attention_dropout=0.1"], SIZES, True, (9, 0), "with model.attention_dropout=0.1 (0 can)"),
         (
-            FITS,
-            EncoderConfig(30, 24, 2, 2, 24),
-            512,
+            ["input.packing=none"],
+            SIZES,
             True,
             (9, 0),
-            "with heads of 12 numbers (multiples of 8 up to 128 can)",
+            "with input.packing=none, whose rows have many lengths (packed can)",
         ),
+        (["input.row_length=333"], SIZES, True, (9, 0), "with input.row_length=333 (an even number can)"),
+        ([], EncoderConfig(30, 24, 2, 2, 24), True, (9, 0), "with heads of 12 numbers (multiples of 8 up to 128 can)"),
     ],
 )
-def test_what_stands_in_the_way_is_said(model, sizes, length, xla, capability, reason):
-    assert obstacle(model, sizes, length, xla, capability) == reason
+def test_what_stands_in_the_way_is_said(config, overrides, sizes, xla, capability, reason):
+    assert obstacle(config(*overrides), sizes, xla, capability) == reason
 
 
-def test_flash_attention_is_refused_where_it_cannot_be_and_auto_is_plain_there():
+def test_flash_attention_is_refused_where_it_cannot_be_and_auto_is_plain_there(config):
     with pytest.raises(
         ConfigError, match="model.attention must not be flash without an NVIDIA GPU; got flash. Options"
     ):
-        training_attention(changed(attention="flash"), SIZES, 512, xla=True)
-    assert training_attention(changed(attention="auto"), SIZES, 512, xla=True) is None
+        training_attention(config("model.attention=flash"), SIZES, xla=True)
+    assert training_attention(config(), SIZES, xla=True) is None
 
 
 def test_plain_attention_keeps_within_segments():
