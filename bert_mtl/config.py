@@ -86,6 +86,7 @@ class DataConfig(Schema):
     source: Literal["sample", "full"]
     path: str | None
     limit: PositiveInt | None
+    seed: Seed
     dev_fraction: Annotated[float, Field(gt=0, lt=1)]
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     shard_size: PositiveInt
@@ -202,7 +203,6 @@ class PrepareConfig(Schema):
     model: ModelConfig
     tokenizer: TokenizerConfig
     input: InputConfig
-    seed: Seed
     cache_dir: str
 
     def problems(self) -> list[Problem]:
@@ -212,6 +212,7 @@ class PrepareConfig(Schema):
 class TrainConfig(PrepareConfig):
     """`python -m bert_mtl.train`."""
 
+    seed: Seed
     mixing: MixingConfig
     weighting: WeightingConfig
     optimizer: OptimizerConfig

@@ -78,7 +78,7 @@ def _check(run: Run, tasks: Iterable[str], data: DataConfig) -> None:
     # What stands in the tasks themselves was checked for training, when all of them were there.
     found += [problem for problem in task_problems(chosen, data) if not problem.key.startswith("tasks.")]
     if data.source == run.config.data.source:
-        for name in ("dev_fraction", "test_fraction"):
+        for name in ("seed", "dev_fraction", "test_fraction"):
             own = getattr(run.config.data, name)
             if getattr(data, name) != own:
                 found.append(Problem(f"data.{name}", f"be the run's, {own}", getattr(data, name)))

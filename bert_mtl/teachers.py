@@ -71,7 +71,7 @@ def _check(run: Run, teacher: Run) -> None:
             raise RunError(
                 f"the teacher {teacher.folder} must have learned task {task} from the same examples, or this run's dev "
                 f"and test rows may be among them; its fingerprint is {teacher.facts.data[task][:12]}, got "
-                f"{run.facts.data[task][:12]}. Set seed, data.* and tasks.{task}.limit as in its config.yaml."
+                f"{run.facts.data[task][:12]}. Set data.* and tasks.{task}.limit as in its config.yaml."
             )
 
 

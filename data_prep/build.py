@@ -10,6 +10,7 @@ import json
 import logging
 import pickle
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +109,6 @@ def fingerprint(config: PrepareConfig, name: str, source: SourceConfig, tokenize
         "files": (_marks(source), excluded),
         "data": _data(config, name).model_dump(exclude={"path", "workers", "backend", "rebuild"}),
         "heads": [head.stored_as for head in make_tasks(config.tasks)[name].heads.values()],
-        "seed": config.seed,
         "tokenizer": tokenizer and tokenizer.fingerprint,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -134,6 +134,8 @@ def _file_mark(path: Path) -> str:
         listing = hashlib.sha256()
         for file in sorted(path.rglob("*")):
             status = file.lstat()
+            if stat.S_ISDIR(status.st_mode):  # its size is the file system's affair
+                continue
             listing.update(f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
         return listing.hexdigest()
     except OSError as error:
@@ -167,7 +169,7 @@ def _build(
     task, work = make_tasks(config.tasks)[name], folder / "work"
     try:
         spools = _spools(source, task, work, excluded_parts(config, name))
-        chosen = split({part: spool.strata for part, spool in spools.items()}, _data(config, name), config.seed)
+        chosen = split({part: spool.strata for part, spool in spools.items()}, _data(config, name))
     except DataError:
         shutil.rmtree(folder)  # mended, the data is another source
         raise

@@ -1,4 +1,4 @@
-"""Which examples make up train, dev and test, and in which order they are stored: pure functions of a seed."""
+"""Which examples make up train, dev and test, and in which order they are stored: pure functions of `data.seed`."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from bert_mtl.config import DataConfig
 from bert_mtl.tasks import DataError
 
 
-def split(strata: dict[str, np.ndarray], data: DataConfig, seed: int) -> dict[str, tuple[str, np.ndarray]]:
+def split(strata: dict[str, np.ndarray], data: DataConfig) -> dict[str, tuple[str, np.ndarray]]:
     """Part -> (part of the source it comes from, rows there in shuffled order), for train, dev and test.
 
     `strata` holds the group of each row of the source's own parts (its label, where it has one). Missing parts are
@@ -15,7 +15,7 @@ def split(strata: dict[str, np.ndarray], data: DataConfig, seed: int) -> dict[st
     Raises:
         DataError: a part would be empty.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(data.seed)
     chosen = {part: (part, random.permutation(len(groups))) for part, groups in sorted(strata.items())}
     total, rows = len(strata["train"]), chosen["train"][1]
     for part, fraction in (("test", data.test_fraction), ("dev", data.dev_fraction)):

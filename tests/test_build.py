@@ -285,7 +285,7 @@ def test_a_forced_rebuild_writes_the_same_bytes_again(config):
 @pytest.mark.parametrize(
     "override",
     [
-        "seed=7",
+        "data.seed=7",
         "data.limit=10",
         "data.dev_fraction=0.2",
         "data.test_fraction=0.2",
