@@ -1,6 +1,6 @@
 """What a model answers to a whole part: batches in, answers and labels of each head out, in stored order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -30,27 +30,29 @@ class Answered:
     index: np.ndarray
 
 
-def answer_part(model: MultiTaskModel, pipeline: Pipeline, heads: Sequence[str] | None = None) -> dict[str, Answered]:
-    """The answers of the named heads of the pipeline's tasks (of all) to every example of a part; a bar where it takes
-    long."""
-    names = [label.name for label in pipeline.labels] if heads is None else list(heads)
-    found: dict[str, list[Answered]] = {name: [] for name in names}
+def answer_part(
+    model: MultiTaskModel, pipeline: Pipeline, heads: Mapping[str, str] | None = None
+) -> dict[str, Answered]:
+    """The answers to every labelled example of a part, by head of the pipeline's tasks: of the model's heads of the
+    same names, or, for a chosen few, of those that `heads` maps them to. A bar where it takes long."""
+    asked = dict(heads) if heads is not None else {label.name: label.name for label in pipeline.labels}
+    found: dict[str, list[Answered]] = {name: [] for name in asked}
     epoch = pipeline.first_epoch
     steps = pipeline.steps(epoch)
     with closing(ahead(lambda: pipeline.batches(epoch))) as batches:
         for batch in track(batches, f"answering {pipeline.part}", total=steps, disable=steps < SHOWN):
-            answers = model.answer(batch, names)
-            for name in names:
-                found[name].append(labelled(model.heads[name], answers[name].numpy(), batch))
-    return {name: _in_order(model.heads[name], pieces) for name, pieces in found.items()}
+            answers = model.answer(batch, tuple(asked.values()))
+            for name, own in asked.items():
+                found[name].append(labelled(model.heads[own], answers[own].numpy(), batch, name))
+    return {name: _in_order(model.heads[asked[name]], pieces) for name, pieces in found.items()}
 
 
-def labelled(head: Head, answers: np.ndarray, batch: dict[str, np.ndarray]) -> Answered:
-    """The labelled items of one batch."""
-    labels = batch[f"label.{head.name}"]
+def labelled(head: Head, answers: np.ndarray, batch: dict[str, np.ndarray], name: str) -> Answered:
+    """The items of one batch that are labelled for the head `name` of its task, with the `answers` of `head`."""
+    labels = batch[f"label.{name}"]
     if head.level == "token":
         return by_text(answers, labels, batch)
-    real = batch[f"weight.{head.name}"] > 0
+    real = batch[f"weight.{name}"] > 0
     return Answered(answers[real], labels[real], np.flatnonzero(real) if head.level == "mask" else batch["index"][real])
 
 

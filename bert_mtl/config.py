@@ -191,6 +191,7 @@ class TrainSettings(Schema):
     patience: PositiveInt | None
     save_every: PositiveInt
     steps_per_execution: PositiveInt
+    r_drop: Annotated[float, Field(ge=0)]
     test: bool
 
 

@@ -145,11 +145,12 @@ class Keeper:
         return float(np.mean(list(self.task_scores(dev).values())))
 
     def task_scores(self, dev: dict[str, dict[str, float]]) -> dict[str, float]:
-        """Task -> mean over its heads of each one's own metric on dev."""
-        return {
-            name: float(np.mean([dev[head.name][head.metric] for head in task.heads.values()]))
+        """Task -> mean over its heads of each one's own metric on dev; heads without labels have none."""
+        scores = {
+            name: [dev[head.name][head.metric] for head in task.heads.values() if dev.get(head.name)]
             for name, task in self.run.tasks.items()
         }
+        return {name: float(np.mean(found)) for name, found in scores.items() if found}
 
     def _counts(self, epoch: int, dev: dict[str, dict[str, float]]) -> list[int]:
         """How many examples of each task epoch number `epoch` has."""

@@ -14,6 +14,7 @@ from bert_mtl.encoder import BertEncoder
 from bert_mtl.kinds import Head
 from bert_mtl.kinds.head import LayerContext
 from bert_mtl.pooling import mean_states, states_at
+from bert_mtl.r_drop import divergence, twice
 from bert_mtl.tasks import Task
 from bert_mtl.taught import taught
 from bert_mtl.weighting import Weighting, norm
@@ -40,6 +41,7 @@ class MultiTaskModel(keras.Model):
         self.frozen = tuple(frozen) if frozen and any(frozen) else None
         self.weighting: Weighting  # a training sets it
         self.teachers_weight = 0.0  # and this: the share of a loss that follows teachers, where there are any
+        self.r_drop = 0.0  # and this: the weight of what draws two readings of a batch together
         self.loss_means = [keras.metrics.Mean(name) for name in ("loss", *(f"{head}_loss" for head in heads))]
         self.watch = Watch(2 + len(heads))
         self.answerers: dict[tuple[str, ...], Any] = {}
@@ -123,7 +125,7 @@ class MultiTaskModel(keras.Model):
         names = list(self.heads)
         inputs = model_inputs(batch, names)
         with tf.GradientTape(persistent=True) as tape:
-            outputs = self(inputs, training=True)
+            outputs = self(twice(inputs) if self.r_drop else inputs, training=True)
             sums = [self._loss(name, outputs[name], batch, inputs) for name in names]
             weights = ops.unstack(totals[1 + len(names) :])
             losses = [total / ops.maximum(weight, 1e-6) for total, weight in zip(sums, weights, strict=True)]
@@ -148,7 +150,15 @@ class MultiTaskModel(keras.Model):
         return ops.concatenate([totals[:1], ops.where(weights > 0, counts, 0.0)])
 
     def _loss(self, name: str, outputs, batch: Mapping[str, Any], inputs):
-        """The sum of the losses of a head's items by weight, over labels and teachers."""
+        """The sum of the losses of a head's items by weight: of one reading, or the mean of two and what parts them."""
+        if not self.r_drop:
+            return self._reading_loss(name, outputs, batch, inputs)
+        one, other = ops.split(outputs, 2, axis=0)
+        loss = sum(self._reading_loss(name, reading, batch, inputs) for reading in (one, other)) / 2
+        return loss + self.r_drop * divergence(self.heads[name], one, other, batch[f"weight.{name}"], inputs)
+
+    def _reading_loss(self, name: str, outputs, batch: Mapping[str, Any], inputs):
+        """The sum over labels and teachers."""
         head, theirs = self.heads[name], taught(name)
         own, _ = head.loss(outputs, batch[f"label.{name}"], batch[f"weight.{name}"], inputs)
         if f"label.{theirs}" not in batch:

@@ -77,7 +77,7 @@ class Predictor:
         self, head: Any, found: np.ndarray, batch: dict[str, np.ndarray], texts: list[Text], answers: list[dict]
     ) -> None:
         """Writes what a head answers to the texts of a batch into `answers`."""
-        items = labelled(head, found, batch)
+        items = labelled(head, found, batch, head.name)
         if head.level == "text":
             for place, answer in zip(items.index, head.decode(items.answers), strict=True):
                 answers[place][head.name] = answer

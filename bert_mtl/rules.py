@@ -58,12 +58,25 @@ def training_problems(config: TrainConfig) -> list[Problem]:
         found.append(Problem("run.resume", "be a folder that bert_mtl.train wrote", config.run.resume))
     if config.strategy.kind == "mirrored":
         found += replica_problems(config)
+    unlabelled = [full_name(t, h) for t, task in config.tasks.items() for h, s in task.heads.items() if not s.labelled]
+    if unlabelled and not config.distill.teachers:
+        rule = f"name runs that answer for {', '.join(unlabelled)}, which has no labels"
+        found.append(Problem("distill.teachers", rule, []))
+    if unlabelled and config.mixing.kind == "dev_score":
+        rule = f"not be dev_score beside {', '.join(unlabelled)}, which has no labels"
+        found.append(
+            Problem("mixing", rule, "dev_score", ("proportional", "uniform", "temperature", "annealed", "explicit"))
+        )
     devices = config.strategy.devices
     if config.strategy.kind == "one_device" and devices and len(devices) > 1:
         found.append(Problem("strategy.devices", "name one device with strategy=one_device", devices))
     if config.train.steps_per_execution > 1 and config.input.packing == "none":
         rule = "be 1 with input.packing=none, whose batches have many shapes"
         found.append(Problem("train.steps_per_execution", rule, config.train.steps_per_execution))
+    if config.train.r_drop and not config.model.dropout:
+        found.append(
+            Problem("train.r_drop", "be 0 without model.dropout, which sets two readings apart", config.train.r_drop)
+        )
     if config.train.patience and config.train.select == "last":
         found.append(Problem("train.patience", "be null with train.select=last", config.train.patience))
     return found
@@ -131,7 +144,8 @@ def _of_sharing(key: str, name: str, heads: Mapping[str, HeadSettings]) -> list[
     """Of the head `name` taking its layer from the head it names, if any."""
     own, other = heads[name], heads[name].share_head
     if other is None:
-        return []
+        rule = "name the head whose teachers tell it what it has no labels for"
+        return [] if own.labelled else [Problem(key, rule, other, [head for head in heads if head != name])]
     if other not in heads or other == name:
         return [Problem(key, "name another head of this run", other, [head for head in heads if head != name])]
     if heads[other].share_head is not None:

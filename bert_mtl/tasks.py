@@ -40,6 +40,11 @@ class Task:
         """Whether texts are words joined by single spaces, because a head labels words."""
         return any(head.level == "token" for head in self.heads.values())
 
+    @property
+    def labelled(self) -> bool:
+        """Whether its examples can show how good answers are."""
+        return any(head.settings.labelled for head in self.heads.values())
+
     @cached_property
     def labels(self) -> tuple[LabelSpec, ...]:
         return tuple(head.label_spec(self.number) for head in self.heads.values())

@@ -4,6 +4,7 @@ Hinton et al. 2015 (Distilling the Knowledge in a Neural Network) for one task; 
 student of many it is what Clark et al. 2019 (BAM! Born-Again Multi-Task Networks) do.
 """
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from bert_mtl.kinds import Head
 from bert_mtl.part_reader import PartReader
 from bert_mtl.records import atomic_write
 from bert_mtl.runs import Run, RunError, load_model, open_run
+from bert_mtl.tasks import Task
 from bert_mtl.taught import Taught
 from conf.errors import ConfigError, Problem
 
@@ -66,7 +68,7 @@ def _check(run: Run, teacher: Run) -> None:
             f"the teacher {teacher.folder} must have this run's tokenizer; its tokens are others. "
             "Set tokenizer.* as in its config.yaml."
         )
-    for task in run.tasks:
+    for task in run.tasks.keys() & teacher.tasks.keys():
         if any(_alike(run, teacher, task)) and teacher.facts.data[task] != run.facts.data[task]:
             raise RunError(
                 f"the teacher {teacher.folder} must have learned task {task} from the same examples, or this run's dev "
@@ -75,27 +77,35 @@ def _check(run: Run, teacher: Run) -> None:
             )
 
 
-def _alike(run: Run, teacher: Run, task: str) -> Iterator[Head]:
-    """The run's heads of a task that the teacher has too and can answer for."""
-    if task not in teacher.tasks:
-        return
-    theirs = {head.name: head for head in teacher.tasks[task].heads.values()}
+def _alike(run: Run, teacher: Run, task: str) -> Iterator[tuple[Head, Task, Head]]:
+    """The run's heads of a task that the teacher can answer for, each with the teacher's task and head that does: the
+    one of its name, or of a head without labels the one of the head whose layer it shares."""
+    theirs = {head.name: (other, head) for other in teacher.tasks.values() for head in other.heads.values()}
     for head in run.tasks[task].heads.values():
-        other = theirs.get(head.name)
-        if other and head.answer_shape is not None and other.answer_shape is not None:
-            if other.stored_as == head.stored_as:
-                yield head
+        found = theirs.get(head.name if head.settings.labelled else head.settings.share_head)
+        if found and head.answer_shape is not None and found[1].answer_shape is not None:
+            if head.stored_as[1:] == found[1].stored_as[1:]:  # but for its name
+                yield (head, *found)
+
+
+def _asked(task: Task, number: int) -> Task:
+    """The task as a teacher reads it that knows it by another `number`: heads without labels want an answer to all."""
+    heads = {name: copy.copy(head) for name, head in task.heads.items()}
+    for head in heads.values():
+        head.needs_label = head.needs_label and head.settings.labelled
+    return replace(task, number=number, heads=heads)
 
 
 def _answers(run: Run, teachers: Sequence[Run], reader: PartReader) -> dict[str, np.ndarray]:
     """`<head>/answers` and `<head>/splits` (see `Taught`) of each head that some teachers have."""
     task = reader.task
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     by_head: dict[str, list[Answered]] = {}
     for teacher in teachers:
-        if heads := [head.name for head in _alike(run, teacher, task.name)]:
+        if found := list(_alike(run, teacher, task.name)):
+            heads = {head.name: other.name for head, _, other in found}
             log.info("%s answers for %s", teacher.folder, ", ".join(heads))
-            asked = replace(reader, task=replace(task, number=teacher.tasks[task.name].number), shuffle=False)
+            asked = replace(reader, task=_asked(task, found[0][1].number), shuffle=False)
             pipeline = Pipeline((asked,), run.config.input, run.config.train.eval_batch_size, (reader.examples,))
             for head, answered in answer_part(load_model(teacher), pipeline, heads).items():
                 by_head.setdefault(head, []).append(answered)
@@ -106,6 +116,6 @@ def _answers(run: Run, teachers: Sequence[Run], reader: PartReader) -> dict[str,
         else:
             counts[several[0].index] = 1
         flat = [np.concatenate(each.answers) if isinstance(each.answers, list) else each.answers for each in several]
-        found[f"{head}/answers"] = np.asarray(np.mean(flat, axis=0, dtype=np.float64), np.float32)
-        found[f"{head}/splits"] = np.concatenate([[0], np.cumsum(counts)])
-    return found
+        arrays[f"{head}/answers"] = np.asarray(np.mean(flat, axis=0, dtype=np.float64), np.float32)
+        arrays[f"{head}/splits"] = np.concatenate([[0], np.cumsum(counts)])
+    return arrays

@@ -64,7 +64,8 @@ def train(config: TrainConfig) -> dict:
     """
     begun = begin(config)
     run, folders, model = begun.run, begun.folders, begun.model
-    parts = {part: part_pipelines(run, folders, part) for part in ("dev", "test")}
+    labelled = {name: folders[name] for name, task in run.tasks.items() if task.labelled}
+    parts = {part: part_pipelines(run, labelled, part) for part in ("dev", "test")}
     with make_tracker(run.config, run.folder) as track:
         keeper = Keeper(run, begun.pipeline, parts["dev"], track)
         fit(begun, keeper)
@@ -169,7 +170,9 @@ def checked_sizes(config: TrainConfig, tokenizer: Tokenizer) -> EncoderConfig:
 
 def check_labels(task: Task, manifest: Manifest) -> None:
     """Raises DataError where a head has nothing to learn from, or nothing to be compared by."""
-    for head in (each for each in task.heads.values() if each.needs_label and each.level != "mask"):
+    for head in (
+        each for each in task.heads.values() if each.needs_label and each.settings.labelled and each.level != "mask"
+    ):
         for part in ("train", "dev"):
             if not any(manifest.parts[part].statistics[head.name].values()):
                 place = f"the {part} part of task {task.name} ({manifest.parts[part].examples:,} examples)"
@@ -238,7 +241,7 @@ def _new_model(run: Run, pipeline: Pipeline, attention: Attention | None) -> Mul
     model = make_model(config.model, encoder, run.tasks, config.seed)
     base = {name: head.settings.weight for name, head in model.heads.items()}
     last = encoder.transformer_layers[-1].trainable_variables
-    model.teachers_weight = config.distill.weight
+    model.teachers_weight, model.r_drop = config.distill.weight, config.train.r_drop
     model.weighting = make_weighting(config.weighting, base, config.seed, last or None)
     steps, depth = pipeline.steps(pipeline.first_epoch), run.facts.encoder.num_layers
     model.optimizer = make_optimizer(config.optimizer, config.train.epochs, steps, depth)
@@ -252,7 +255,8 @@ def closing_words(run: Run, result: dict) -> str:
     epochs, scores = len(result["epochs"]), []
     for name, head in heads.items():
         found = {part: result[part][name][head.metric] for part in ("test", "dev") if result[part].get(name)}
-        scores.append(f"{name}: {', '.join(f'{part} {head.metric} {value:.4f}' for part, value in found.items())}")
+        if found:
+            scores.append(f"{name}: {', '.join(f'{part} {head.metric} {value:.4f}' for part, value in found.items())}")
     folder = shlex.quote(str(run.folder))
     second = ' text_b="The end made up for a slow start."' if run.facts.pairs else ""
     return "\n".join(

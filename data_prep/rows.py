@@ -41,6 +41,7 @@ class Layout:
 
     def __init__(self, source: SourceConfig, task: TaskConfig):
         self.kinds = {head: KINDS[settings.kind] for head, settings in task.heads.items()}
+        self.labelled = {head for head, settings in task.heads.items() if settings.labelled}
         columns: dict[str, Any] = self._usual(source) | source.columns
         optional = {head for head in self._unscored() if head not in source.columns}
         self.texts = {field: column for field, column in columns.items() if field not in self.kinds}
@@ -57,7 +58,7 @@ class Layout:
         labels: dict[str, Column] = {
             head: -1 if by_number and kind.level == "token" else LABEL_COLUMNS.get(kind.kind, "label")
             for head, kind in self.kinds.items()
-            if kind.level != "mask" and (pair or head not in self._unscored())
+            if kind.level != "mask" and head in self.labelled and (pair or head not in self._unscored())
         }
         shared = {column for column in labels.values() if list(labels.values()).count(column) > 1}
         texts: dict[str, Column] = {"tokens": 0 if by_number else "tokens"} if words else {"text": "text"}

@@ -38,7 +38,7 @@ def examples(name: str, source, part: str) -> list[Example]:
 def test_the_tasks_that_are_promised_are_there():
     assert set(TASKS) == {
         *("imdb", "sst2", "ag_news", "trec", "goemotions", "snips", "atis", "wnut17", "stsb", "mrpc", "rte", "cola"),
-        *("chnsenticorp", "imdb_mlm", "text_mlm", "stsb_similarity", "simcse", "imdb_vectors"),
+        *("chnsenticorp", "imdb_mlm", "text_mlm", "stsb_similarity", "simcse", "imdb_vectors", "imdb_unsup"),
     }
 
 

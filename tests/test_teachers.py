@@ -181,3 +181,41 @@ def test_a_folder_that_is_no_run_is_no_teacher(toy_options, tmp_path):
     config = composed(toy_options, f"distill.teachers=[{tmp_path}/none]", f"run.dir={tmp_path}/run")
     with pytest.raises(RunError, match="run must be a folder that bert_mtl.train wrote"):
         train(config)
+
+
+def test_texts_without_labels_learn_what_the_teachers_of_a_shared_head_say(toy_options, toy_run, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    rows = [f'{{"text": "the film was {word} and the plot"}}\n' for word in ("good", "bad") * 40]
+    (texts / "train.jsonl").write_text("".join(rows))
+    unsup = f"{{format: jsonl, path: {{train: '{texts}/train.jsonl'}}}}"
+    options = ["task=[imdb,imdb_unsup]", *toy_options, f"+tasks.imdb_unsup.sources.sample={unsup}"]
+    options += [f"distill.teachers=[{toy_run}]", "distill.weight=1", "train.epochs=1", f"run.dir={tmp_path}/run"]
+    result = train(composed(options))
+    assert result["epochs"][0]["imdb_unsup_loss"] > 0
+    assert list(result["epochs"][0]["dev"]) == ["imdb"]
+    run = open_run(tmp_path / "run")
+    folders = {name: build(run.config, name, run.tokenizer) for name in run.config.tasks}
+    reader = with_teachers(run, [_reader(run, run.tasks["imdb_unsup"], folders["imdb_unsup"], "train")])[0]
+    window = next(reader.windows(0, 40))
+    assert (window.labels["imdb_unsup"] == -1).all()
+    answers = window.labels["imdb_unsup:teachers"]
+    np.testing.assert_allclose(answers.sum(axis=1), 1, rtol=1e-5)
+    assert 0.4 < answers.argmax(axis=1).mean() < 0.6
+    assert answers.max(axis=1).min() > 0.7
+
+
+@pytest.mark.parametrize(
+    "overrides,message",
+    [
+        ([], r"distill.teachers must name runs that answer for imdb_unsup, which has no labels"),
+        (
+            ["tasks.imdb_unsup.heads.imdb_unsup.share_head=null"],
+            r"share_head must name the head whose teachers tell it",
+        ),
+        (["mixing=dev_score"], r"mixing must not be dev_score beside imdb_unsup"),
+    ],
+)
+def test_texts_without_labels_want_teachers(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        composed(["task=[imdb,imdb_unsup]", "data=full", *overrides])

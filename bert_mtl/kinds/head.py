@@ -24,12 +24,14 @@ class DataError(Exception):
 
 class HeadSettings(Schema):
     """The keys below `heads.<head>` that every kind has; `layer_keys` are those that its layer follows from, which must
-    be alike where heads share one."""
+    be alike where heads share one. A head that is not `labelled` learns what teachers of the one say whose layer it
+    shares."""
 
     layer_keys: ClassVar[tuple[str, ...]] = ()
     kind: str
     weight: PositiveFloat = 1.0
     share_head: str | None = None
+    labelled: bool = True
 
     def faults(self) -> list[tuple[str, str, object]]:
         """Combinations that cannot work: (key, rule, value) each."""
@@ -68,7 +70,7 @@ class Head:
     Settings: ClassVar[type[HeadSettings]] = HeadSettings
     level: ClassVar[Literal["text", "token", "mask"]] = "text"
     label_dtype: ClassVar[Literal["int32", "float32"]] = "int32"
-    needs_label: ClassVar[bool] = True
+    needs_label: bool = True
     separate: ClassVar[bool] = False
 
     def __init__(self, name: str, settings: Any, statistics: Mapping[str, float] | None = None):
