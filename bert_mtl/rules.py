@@ -64,9 +64,7 @@ def training_problems(config: TrainConfig) -> list[Problem]:
         found.append(Problem("distill.teachers", rule, []))
     if unlabelled and config.mixing.kind == "dev_score":
         rule = f"not be dev_score beside {', '.join(unlabelled)}, which has no labels"
-        found.append(
-            Problem("mixing", rule, "dev_score", ("proportional", "uniform", "temperature", "annealed", "explicit"))
-        )
+        found.append(Problem("mixing", rule, "dev_score", ("proportional", "temperature", "explicit")))
     devices = config.strategy.devices
     if config.strategy.kind == "one_device" and devices and len(devices) > 1:
         found.append(Problem("strategy.devices", "name one device with strategy=one_device", devices))
@@ -74,9 +72,8 @@ def training_problems(config: TrainConfig) -> list[Problem]:
         rule = "be 1 with input.packing=none, whose batches have many shapes"
         found.append(Problem("train.steps_per_execution", rule, config.train.steps_per_execution))
     if config.train.r_drop and not config.model.dropout:
-        found.append(
-            Problem("train.r_drop", "be 0 without model.dropout, which sets two readings apart", config.train.r_drop)
-        )
+        rule = "be 0 without model.dropout, which sets two readings apart"
+        found.append(Problem("train.r_drop", rule, config.train.r_drop))
     if config.train.patience and config.train.select == "last":
         found.append(Problem("train.patience", "be null with train.select=last", config.train.patience))
     return found

@@ -170,9 +170,8 @@ def checked_sizes(config: TrainConfig, tokenizer: Tokenizer) -> EncoderConfig:
 
 def check_labels(task: Task, manifest: Manifest) -> None:
     """Raises DataError where a head has nothing to learn from, or nothing to be compared by."""
-    for head in (
-        each for each in task.heads.values() if each.needs_label and each.settings.labelled and each.level != "mask"
-    ):
+    own = [head for head in task.heads.values() if head.settings.labelled and head.level != "mask"]
+    for head in (each for each in own if each.needs_label):
         for part in ("train", "dev"):
             if not any(manifest.parts[part].statistics[head.name].values()):
                 place = f"the {part} part of task {task.name} ({manifest.parts[part].examples:,} examples)"

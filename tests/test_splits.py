@@ -9,8 +9,8 @@ from data_prep.splits import split, stratified
 
 LABELS = np.repeat([0, 1, 2], [600, 300, 100])  # sorted by label, as IMDB's files are
 DATA = DataConfig(
-    source="full", path=None, limit=None, seed=1, dev_fraction=0.1, test_fraction=0.2, shard_size=10, workers=1, backend="loky",
-    rebuild=False,
+    source="full", path=None, limit=None, seed=1, dev_fraction=0.1, test_fraction=0.2, shard_size=10, workers=1,
+    backend="loky", rebuild=False,
 )  # fmt: skip
 
 

@@ -211,7 +211,7 @@ def test_texts_without_labels_learn_what_the_teachers_of_a_shared_head_say(toy_o
         ([], r"distill.teachers must name runs that answer for imdb_unsup, which has no labels"),
         (
             ["tasks.imdb_unsup.heads.imdb_unsup.share_head=null"],
-            r"share_head must name the head whose teachers tell it",
+            r"share_head must name the head whose teachers",
         ),
         (["mixing=dev_score"], r"mixing must not be dev_score beside imdb_unsup"),
     ],
