@@ -12,22 +12,18 @@ time over `gpus` (such as 0,1), kept in the folder `runs`, so that an interrupte
 """
 
 import hashlib
-import itertools
-import json
-import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import save
+from benchmarks.runs import Training, spread, train_all
 from bert_mtl.config import TrainConfig
 from bert_mtl.tasks import make_tasks
 from conf import entry
@@ -55,11 +51,10 @@ def main() -> None:
     settings = [f"{key}={value}" for key, value in given.items()]
     scores: dict[str, dict[str, list[float]]] = {}
     for jobs in (list(jobs_of(own, settings)), list(taught_jobs(own, settings))):
-        with ThreadPoolExecutor(int(own["jobs"])) as pool:
-            gpus = itertools.cycle(own["gpus"].split(","))
-            found = list(pool.map(lambda job, gpu: dev_scores(job.folder(own["runs"]), job.overrides, gpu), jobs, gpus))
-        for job, by_head in zip(jobs, found, strict=True):
-            for head, score in by_head.items():
+        trainings = [Training(job.folder(own["runs"]), job.overrides) for job in jobs]
+        found = train_all(trainings, int(own["jobs"]), own["gpus"])
+        for job, metrics in zip(jobs, found, strict=True):
+            for head, score in dev_scores(job.overrides, metrics).items():
                 scores.setdefault(head, {"alone": [], "together": []}).setdefault(job.kind, []).append(score)
     show(scores, limits_of(own["tasks"]))
     choice = {key: own[key] for key in ("tasks", "together", "distill", "epochs", "seeds")}
@@ -96,19 +91,11 @@ def taught_jobs(own: dict[str, str], settings: list[str]) -> Iterator[Job]:
         yield Job("taught", [*together.overrides, *more])
 
 
-def dev_scores(run: Path, overrides: list[str], gpu: str) -> dict[str, float]:
-    """Head (with its metric) -> score on dev after the last epoch of the run of these settings, on that GPU if any."""
-    finished = run / "metrics.json"
-    if not finished.exists():
-        arguments = [f"run.resume={run}"] if (run / "config.yaml").exists() else [*overrides, f"run.dir={run}"]
-        several = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # else the first of several runs takes all of a GPU's memory
-        several["CUDA_VISIBLE_DEVICES"] = gpu
-        command = [sys.executable, "-m", "bert_mtl.train", *arguments]
-        print(shlex.join(command), flush=True)
-        subprocess.run(command, env=os.environ | several, check=True, stdout=subprocess.DEVNULL)
+def dev_scores(overrides: list[str], metrics: dict) -> dict[str, float]:
+    """Head (with its metric) -> score on dev after the last epoch of the run of these settings."""
     config = entry.compose("train", overrides, TrainConfig)
     heads = [head for task in make_tasks(config.tasks).values() for head in task.heads.values()]
-    last = json.loads(finished.read_text())["epochs"][-1]["dev"]
+    last = metrics["epochs"][-1]["dev"]
     return {f"{head.name} ({head.metric})": last[head.name][head.metric] for head in heads}
 
 
@@ -122,12 +109,6 @@ def show(scores: dict[str, dict[str, list[float]]], limits: dict[str, str]) -> N
         compared = [text for kind in others for text in (spread(found[kind]), gains[kind])]
         table.add_row(head, limits[task] or "all", spread(found["alone"]), *compared)
     Console().print(table)
-
-
-def spread(values: list[float]) -> str:
-    """Mean and deviation in points."""
-    deviation = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.2f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class MultiTaskModel(keras.Model):
 
     def contribution(self, batch: Mapping[str, Any], totals) -> tuple[Any, list]:
         """A replica's part of the step of all whose `totals` are given: `(1 + heads,)` the total loss and each head's,
-        and the gradients. All replicas' sums are those of the whole step.
+        and the gradients as the optimizer joins them. All replicas' sums are those of the whole step.
 
         The loss of a head is the mean over its labelled items; `weighting` says how they add up.
         """
@@ -133,13 +133,13 @@ class MultiTaskModel(keras.Model):
         shares = counts[1:] / ops.maximum(counts[0], 1.0)
         shared, own = self.encoder.trainable_variables, self.head_variables
         loss, gradients = self.weighting.gradients(tape, losses, shares, shared, own)
-        return ops.stack([loss, *losses]), gradients
+        return ops.stack([loss, *losses]), self.optimizer.joined(gradients)
 
     def update(self, losses, gradients: Sequence[Any], totals) -> None:
         """Takes the step to which all replicas have contributed."""
         gradient_norm = ops.reshape(norm(gradients), (1,))  # NaN wherever a gradient is
         self.watch.update_state(ops.concatenate([losses[:1], gradient_norm, losses[1:]]))
-        self.optimizer.apply(gradients, [*self.encoder.trainable_variables, *self.head_variables])
+        self.optimizer.apply(gradients)
         each = zip(self.loss_means, ops.unstack(losses), ops.unstack(self._counts(totals)), strict=True)
         for mean, value, count in each:
             mean.update_state(value, sample_weight=count)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from bert_mtl.input_pipeline import Epoch, Pipeline
 from bert_mtl.multitask import MultiTaskModel
+from bert_mtl.optimization import split_as
 
 
 def make_step(
@@ -43,17 +44,14 @@ def _loop(model: MultiTaskModel) -> Callable[[dict[str, Any], Any], None]:
 def _replica_step(model: MultiTaskModel, xla: bool) -> Callable[[dict[str, Any]], None]:
     """What each of several replicas does. It meets the others twice: for a few totals, and for losses and gradients as
     one vector, whose sum all take the same step with. What lies between may be compiled: XLA leaves no graph."""
-    variables = [*model.encoder.trainable_variables, *model.head_variables]
-    sizes = [1 + len(model.heads), *(variable.shape.num_elements() for variable in variables)]
+    vectors, losses_size = model.optimizer.momentums, 1 + len(model.heads)
 
     def contribution(batch, totals):
         losses, gradients = model.contribution(batch, totals)
         return tf.concat([losses, *(tf.reshape(gradient, (-1,)) for gradient in gradients)], axis=0)
 
     def update(flat, totals) -> None:
-        losses, *parts = tf.split(flat, sizes)
-        gradients = [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
-        model.update(losses, gradients, totals)
+        model.update(flat[:losses_size], split_as(flat[losses_size:], vectors), totals)
 
     compiled = (lambda function: tf.function(function, autograph=False, jit_compile=True)) if xla else lambda f: f
     totals_of, contribution, update = map(compiled, (model.totals, contribution, update))

@@ -119,7 +119,7 @@ def begin(config: TrainConfig) -> Begun:
     pipeline = train_pipeline(run, folders, strategy.num_replicas_in_sync)
     log.info("%s", pipeline.describe(pipeline.first_epoch))
     with strategy.scope():
-        model = _new_model(run, pipeline, attention)
+        model = _new_model(run, pipeline, attention, xla)
     return Begun(run, folders, pipeline, strategy, xla, model)
 
 
@@ -222,7 +222,7 @@ def _reader(run: Run, task: Task, folder: Path, part: str) -> PartReader:
     return PartReader(folder, part, task, run.tokenizer, run.config.input, run.config.data)
 
 
-def _new_model(run: Run, pipeline: Pipeline, attention: Attention | None) -> MultiTaskModel:
+def _new_model(run: Run, pipeline: Pipeline, attention: Attention | None, xla: bool) -> MultiTaskModel:
     config = run.config
     keras.utils.set_random_seed(config.seed)  # teachers have drawn from it
     encoder = BertEncoder(run.facts.encoder, dtype=config.model.dtype, seed=config.seed, training_attention=attention)
@@ -244,7 +244,7 @@ def _new_model(run: Run, pipeline: Pipeline, attention: Attention | None) -> Mul
     model.weighting = make_weighting(config.weighting, base, config.seed, last or None)
     steps, depth = pipeline.steps(pipeline.first_epoch), run.facts.encoder.num_layers
     model.optimizer = make_optimizer(config.optimizer, config.train.epochs, steps, depth)
-    model.optimizer.build([*encoder.trainable_variables, *model.head_variables])
+    model.optimizer.build([*encoder.trainable_variables, *model.head_variables], together=xla)
     return model
 
 

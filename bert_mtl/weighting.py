@@ -241,7 +241,7 @@ def backward(tape: tf.GradientTape, losses: Sequence[Any], scales: Sequence[Any]
 
 def norm(gradients: Sequence[Any]) -> Any:
     """Euclidean norm of gradients as one long vector."""
-    return ops.sqrt(sum((ops.sum(ops.square(gradient)) for gradient in gradients), start=0.0))
+    return tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(gradient) for gradient in gradients]))
 
 
 def inner_products(gradients: Sequence[Any]) -> Any:

@@ -51,10 +51,14 @@ def constant(batches) -> float:
     return 0.1
 
 
-def steps_of(optimizer, variables: list[keras.Variable], gradients, **options) -> None:
-    """One step a gradient, the same for every variable, in a compiled function."""
-    optimizer.build(variables)
-    step = tf.function(lambda gradient: optimizer.apply([gradient] * len(variables), variables), **options)
+def steps_of(optimizer: AdamW, variables: list[keras.Variable], gradients, xla: bool = False) -> None:
+    """One step a gradient, the same for every variable, in a graph; with `xla` as where XLA compiles it."""
+    optimizer.build(variables, together=xla)
+
+    @tf.function(jit_compile=xla)
+    def step(gradient):
+        optimizer.apply(optimizer.joined([gradient] * len(variables)))
+
     for gradient in gradients:
         step(tf.constant(gradient))
 
@@ -64,7 +68,7 @@ def test_three_steps_are_those_of_adamw_at_the_rate_of_each_variable(xla):
     paths = ["encoder/layer_0/qkv/kernel", "encoder/layer_1/qkv/bias", "imdb/logits/kernel", "weighting/log_variance"]
     variables = [variable_at(path, [1.0, -1.0]) for path in paths]
     optimizer = AdamW(constant, config(layer_decay=0.5, head_learning_rate=0.4), num_layers=3)
-    steps_of(optimizer, variables, GRADIENTS, jit_compile=xla)
+    steps_of(optimizer, variables, GRADIENTS, xla)
     for variable, rate, decay in zip(variables, (0.025, 0.05, 0.4, 0.4), (0.5, 0.0, 0.5, 0.0), strict=True):
         expected = adamw_by_hand([1.0, -1.0], GRADIENTS, rate, decay)
         np.testing.assert_allclose(variable.numpy(), expected, atol=2e-6, err_msg=variable.path)
@@ -74,10 +78,35 @@ def test_without_rates_of_their_own_three_steps_are_those_of_keras_adamw():
     ours, theirs = (variable_at("encoder/layer_0/qkv/kernel", [1.0, -1.0]) for _ in range(2))
     steps_of(AdamW(constant, config(clip_norm=1.5), num_layers=1), [ours], GRADIENTS)
     peer = keras.optimizers.AdamW(0.1, weight_decay=0.5, epsilon=1e-8, global_clipnorm=1.5)
-    steps_of(peer, [theirs], GRADIENTS)
+    for gradient in GRADIENTS:
+        peer.apply([tf.constant(gradient)], [theirs])
     expected = adamw_by_hand([1.0, -1.0], GRADIENTS, 0.1, 0.5, clip_norm=1.5)
     np.testing.assert_allclose(ours.numpy(), expected, atol=1e-6)
     np.testing.assert_allclose(theirs.numpy(), expected, atol=2e-6)  # its float32 knows 1 - 0.999 to 5 digits
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_variables_that_learn_alike_are_one_to_the_optimizer_where_xla_compiles(xla):
+    paths = [f"encoder/layer_{i}/{name}" for i in (0, 1) for name in ("qkv/kernel", "output/kernel", "qkv/bias")]
+    shapes = [(2, 3), (3,), (1, 2)] * 2
+    random = np.random.default_rng(1)
+    start = [random.normal(size=shape) for shape in shapes]
+    gradients = [random.normal(size=shape).astype(np.float32) for shape in shapes]
+    variables = [variable_at(path, value) for path, value in zip(paths, start, strict=True)]
+    optimizer = AdamW(constant, config(ema=0.5), num_layers=2)
+    optimizer.build(variables, together=xla)
+    assert len(optimizer.groups) == (2 if xla else 6)  # kernels and biases
+    step = tf.function(lambda: optimizer.apply(optimizer.joined(gradients)), jit_compile=xla)
+    values = []
+    for _ in range(2):
+        step()
+        values.append([variable.numpy() for variable in variables])
+    for place, path in enumerate(paths):
+        decay = 0.0 if path.endswith("bias") else 0.5
+        expected = adamw_by_hand(start[place], [gradients[place]] * 2, 0.1, decay)
+        np.testing.assert_allclose(values[1][place], expected, atol=5e-6)
+        average = (values[0][place] + values[1][place]) / 2
+        np.testing.assert_allclose(optimizer.averages[place].numpy(), average, atol=2e-6)
 
 
 @pytest.mark.parametrize("xla", [False, True])
@@ -85,7 +114,7 @@ def test_accumulated_gradients_make_one_step_of_their_mean(xla):
     variable = variable_at("encoder/layer_0/qkv/kernel", [1.0, -1.0])
     optimizer = AdamW(constant, config(accumulate=2, layer_decay=0.5), num_layers=2)
     optimizer.build([variable])
-    step = tf.function(lambda gradient: optimizer.apply([gradient], [variable]), jit_compile=xla)
+    step = tf.function(lambda gradient: optimizer.apply([gradient]), jit_compile=xla)
     step(tf.constant(GRADIENTS[0]))
     np.testing.assert_array_equal(variable.numpy(), [1.0, -1.0])
     step(tf.constant(GRADIENTS[1]))
@@ -161,8 +190,9 @@ def test_averaged_weights_are_there_inside_and_gone_outside():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
     model.optimizer = make_optimizer(config(ema=0.5, weight_decay=0.0), epochs=1, steps=10**6, num_layers=1)
     values = []
+    model.optimizer.build(model.trainable_variables)
     for _ in range(2):
-        model.optimizer.apply([np.ones((1, 1), np.float32)], model.trainable_variables)
+        model.optimizer.apply([np.ones((1, 1), np.float32)])
         values.append(float(model.trainable_variables[0].numpy()[0, 0]))
     with averaged_weights(model):
         assert float(model.trainable_variables[0].numpy()[0, 0]) == pytest.approx((values[0] + values[1]) / 2, abs=1e-6)

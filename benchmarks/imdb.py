@@ -1,0 +1,92 @@
+"""How good MiniLM gets on IMDB, and what each part of the way brings.
+
+    python -m benchmarks.imdb data=../shared/data [recipes=plain,adapted,…] [test=plain,…] [seeds=1,2,3]
+
+Every recipe is trained with each seed on the same examples (`data.seed`), and compared by the accuracy on dev after its
+last epoch. Test is looked at for the recipes named by `test`, by the same runs. A recipe builds on others as `BUILT_ON`
+says: first `mlm` is pretrained on IMDB's reviews (`experiment=imdb_mlm`), then `adapted` starts from it, and so on.
+Runs are kept in the folder `runs`, so that an interrupted call goes on. Further arguments are settings for all runs;
+`jobs` run at a time over `gpus` (such as 0,1). The result is `benchmarks/results/<result>.json`.
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import save
+from benchmarks.runs import Training, spread, train_all
+
+OWN = {"data": "../shared/data", "recipes": "", "test": "", "seeds": "1,2,3", "jobs": "1", "gpus": "0"}
+OWN |= {"runs": "runs/imdb", "mlm": "", "result": "imdb"}
+
+
+class Recipe(NamedTuple):
+    """Settings beside `experiment=imdb_minilm`; `pretrained` on IMDB's reviews, `taught` by the runs of another."""
+
+    settings: tuple[str, ...] = ()
+    pretrained: bool = True
+    taught: str | None = None
+
+
+RECIPES = {
+    "plain": Recipe(pretrained=False),
+    "adapted": Recipe(),
+    "layer_decay": Recipe(("optimizer.layer_decay=0.85",)),
+    "ema": Recipe(("optimizer.ema=0.999",)),
+    "r_drop": Recipe(("train.r_drop=1",)),
+    "sst2": Recipe(("task=[imdb,sst2]", "tasks.sst2.limit=20000")),
+    "taught": Recipe(("distill.weight=0.7",), taught="adapted"),
+    "unsup": Recipe(("task=[imdb,imdb_unsup]", "distill.weight=0.7"), taught="adapted"),
+}
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    own = {key: given.pop(key, default) for key, default in OWN.items()}
+    common = ["data=full", f"data.path={own['data']}", *(f"{key}={value}" for key, value in given.items())]
+    chosen = own["recipes"].split(",") if own["recipes"] else list(RECIPES)
+    scores = {}
+    runs, jobs = Path(own["runs"]), int(own["jobs"])
+    adapted = Path(own["mlm"] or runs / "mlm")
+    if any(RECIPES[name].pretrained for name in chosen) and not own["mlm"]:
+        train_all([Training(adapted, ["experiment=imdb_mlm", *common])], 1, own["gpus"])
+    # Teachers first: what they teach waits for all of them.
+    for group in ([name for name in chosen if RECIPES[name].taught is None], [n for n in chosen if RECIPES[n].taught]):
+        each = [(name, seed) for name in group for seed in own["seeds"].split(",")]
+        trainings = [Training(runs / f"{name}-{seed}", settings(name, seed, own, adapted, common)) for name, seed in each]
+        for (name, _), metrics in zip(each, train_all(trainings, jobs, own["gpus"]), strict=True):
+            found = scores.setdefault(name, {"dev": [], "test": []})
+            found["dev"].append(metrics["epochs"][-1]["dev"]["imdb"]["accuracy"])
+            if metrics["test"]:
+                found["test"].append(metrics["test"]["imdb"]["accuracy"])
+    show(scores)
+    facts = {name: RECIPES[name]._asdict() for name in chosen}
+    save(own["result"], {"scores": scores, "recipes": facts, "seeds": own["seeds"], "settings": given}, "tensorflow")
+
+
+def settings(name: str, seed: str, own: dict[str, str], adapted: Path, common: list[str]) -> list[str]:
+    """Of the run of a recipe with one seed."""
+    recipe = RECIPES[name]
+    found = ["experiment=imdb_minilm", f"seed={seed}", *common, *recipe.settings]
+    found.append(f"train.test={'true' if name in own['test'].split(',') else 'false'}")
+    found += [] if recipe.pretrained else ["model=minilm"]
+    found += [f"model.weights=file://{adapted}"] if recipe.pretrained else []
+    if recipe.taught is not None:
+        teachers = [str(Path(own["runs"]) / f"{recipe.taught}-{each}") for each in own["seeds"].split(",")]
+        found.append(f"distill.teachers=[{','.join(teachers)}]")
+    return found
+
+
+def show(scores: dict[str, dict[str, list[float]]]) -> None:
+    table = Table("recipe", "dev accuracy", "test accuracy", "runs")
+    for name, found in scores.items():
+        test = spread(found["test"]) if found["test"] else ""
+        table.add_row(name, spread(found["dev"]), test, str(len(found["dev"])))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
