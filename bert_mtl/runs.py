@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save
 
 from bert_mtl.answers import answer_part
 from bert_mtl.checkpoints import read_encoder_config
+from bert_mtl.chief import ALONE, Chief
 from bert_mtl.config import ModelConfig, TrainConfig
 from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.input_pipeline import Pipeline
@@ -58,12 +59,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that `bert_mtl.train` wrote."""
+    """A folder that `bert_mtl.train` wrote; of several workers the `chief` alone writes to it."""
 
     folder: Path
     config: TrainConfig
     tokenizer: Tokenizer
     facts: Facts
+    chief: Chief = ALONE
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -101,12 +103,20 @@ def open_run(folder: str | Path) -> Run:
     return Run(folder, config, load_tokenizer(folder / "tokenizer"), facts)
 
 
-def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, facts: Facts) -> Run:
+def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, facts: Facts, chief: Chief = ALONE) -> Run:
     """Writes all of a run but its weights, so that it can be opened and resumed from now on.
 
     Raises:
-        RunError: the folder holds a run already.
+        RunError: the folder holds a run already; or the chief's configuration is another than this worker's.
     """
+    theirs = chief.does(lambda: _write_run(folder, config, tokenizer, facts))
+    if other := _unlike(config.model_dump(mode="json"), theirs["config"]):
+        raise RunError(f"all workers must have the same configuration; {', '.join(other)} differ from the chief's.")
+    return Run(folder, config, tokenizer, replace(facts, data=theirs["data"]), chief)
+
+
+def _write_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, facts: Facts) -> dict[str, Any]:
+    """Returns what other workers compare with: the configuration, and the fingerprints of the examples."""
     if (folder / "config.yaml").exists():
         raise RunError(
             f"run.dir must be a new folder; got {folder}, which holds a run. Go on with run.resume={folder}."
@@ -118,7 +128,12 @@ def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, facts: Fa
     with atomic_write(folder / "config.yaml") as file:
         once = config.model_copy(update={"data": config.data.model_copy(update={"rebuild": False})})
         file.write(yaml.safe_dump(once.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
-    return Run(folder, config, tokenizer, facts)
+    return {"config": config.model_dump(mode="json"), "data": facts.data}
+
+
+def _unlike(own: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Sections of two workers' configurations that differ; folders and builders of records may."""
+    return [key for key in own if key not in ("cache_dir", "data", "run") and own[key] != theirs[key]]
 
 
 def check_examples(run: Run, manifest: Manifest) -> None:

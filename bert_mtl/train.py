@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from bert_mtl.ahead import ahead
 from bert_mtl.attention import training_attention
 from bert_mtl.checkpoints import load_pretrained
+from bert_mtl.chief import Chief
 from bert_mtl.config import TrainConfig
 from bert_mtl.devices import make_repeatable, make_strategy, use_xla
 from bert_mtl.encoder import Attention, BertEncoder, EncoderConfig
@@ -63,26 +64,34 @@ def train(config: TrainConfig) -> dict:
         ConfigError, DataError, WeightsError, RunError: what is wrong, before any step is taken.
     """
     begun = begin(config)
-    run, folders, model = begun.run, begun.folders, begun.model
+    run, folders = begun.run, begun.folders
     parts = {part: part_pipelines(run, folders, part) for part in ("dev", "test")}
-    with make_tracker(run.config, run.folder) as track:
+    with run.chief.company(f"Start all of them again with run.resume={run.folder}"), make_tracker(run) as track:
         keeper = Keeper(run, begun.pipeline, parts["dev"], track)
         fit(begun, keeper)
-        load_variables(run.weights, weights_of(model))
-        best = keeper.epochs[keeper.best]
-        for head, tuned in best["tuned"].items():
-            model.heads[head].tuned = tuned
-        result = {
-            "test": part_metrics(model, parts["test"]) if run.config.train.test else {},
-            "dev": best["dev"],
-            "best_epoch": keeper.best + 1,
-            "epochs": keeper.epochs,
-            "data": run.config.data.source,
-        }
-        track({f"test_{head}_{name}": v for head, s in result["test"].items() for name, v in s.items()}, keeper.step)
+        result = run.chief.does(lambda: _finish(begun.model, keeper, parts["test"]))
+    if run.chief.here:
+        print(closing_words(run, result))
+    return result
+
+
+def _finish(model: MultiTaskModel, keeper: Keeper, test: dict[str, Pipeline]) -> dict:
+    """Answers the test parts with the selected weights, and writes metrics.json."""
+    run, best = keeper.run, keeper.epochs[keeper.best]
+    load_variables(run.weights, weights_of(model))
+    for head, tuned in best["tuned"].items():
+        model.heads[head].tuned = tuned
+    result = {
+        "test": part_metrics(model, test) if run.config.train.test else {},
+        "dev": best["dev"],
+        "best_epoch": keeper.best + 1,
+        "epochs": keeper.epochs,
+        "data": run.config.data.source,
+    }
+    values = {f"test_{head}_{name}": v for head, scores in result["test"].items() for name, v in scores.items()}
+    keeper.track(values, keeper.step)
     with atomic_write(run.folder / "metrics.json") as file:
         file.write(json.dumps(result, indent=1).encode())
-    print(closing_words(run, result))
     return result
 
 
@@ -103,7 +112,9 @@ def begin(config: TrainConfig) -> Begun:
     resumed = open_run(config.run.resume) if config.run.resume else None
     config = resumed.config if resumed else config
     strategy = make_strategy(config.strategy)
-    xla = use_xla(config.strategy, strategy)
+    chief, xla = Chief(strategy), use_xla(config.strategy, strategy)
+    if not chief.here:
+        _leave_log_files()
     check_replicas(config, strategy.num_replicas_in_sync)
     make_repeatable(config.seed)
     tokenizer = resumed.tokenizer if resumed else make_tokenizer(config.tokenizer, config.model, config.cache_dir)
@@ -111,7 +122,10 @@ def begin(config: TrainConfig) -> Begun:
     attention = training_attention(config, sizes, xla)
     folders = {name: build(config, name, tokenizer) for name in config.tasks}
     manifests = {name: load_manifest(folder) for name, folder in folders.items()}
-    run = resumed or start_run(Path(config.run.dir), config, tokenizer, _facts(sizes, manifests))
+    if resumed:
+        run = replace(resumed, chief=chief)
+    else:
+        run = start_run(Path(config.run.dir), config, tokenizer, _facts(sizes, manifests), chief)
     for name, manifest in manifests.items():
         check_examples(run, manifest)
         check_labels(run.tasks[name], manifest)
@@ -120,6 +134,14 @@ def begin(config: TrainConfig) -> Begun:
     with strategy.scope():
         model = _new_model(run, pipeline, attention)
     return Begun(run, folders, pipeline, strategy, xla, model)
+
+
+def _leave_log_files() -> None:
+    """The log of a run is the chief's; other workers talk to their terminals."""
+    log = logging.getLogger()
+    for handler in [each for each in log.handlers if isinstance(each, logging.FileHandler)]:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def fit(begun: Begun, keeper: Keeper) -> None:
@@ -273,6 +295,11 @@ def _train_job(config: TrainConfig) -> None:
     others = [text for text in HydraConfig.get().overrides.task if not text.startswith("run.resume=")]
     if config.run.resume and others:
         raise ConfigError([Problem("run.resume", "stand alone: the run goes on with its own configuration", others)])
+    if config.strategy.kind == "multi_worker" and not config.run.resume:
+        given = [text for text in HydraConfig.get().overrides.task if text.startswith("run.dir=")]
+        if not given:  # also of a sweep: TensorFlow joins a cluster once a process
+            rule = "be given with strategy=multi_worker: a folder that all workers share"
+            raise ConfigError([Problem("run.dir", rule, "its default, which names the second")])
     own = config.run.model_copy(update={"dir": str(entry.output_dir())})
     train(config.model_copy(update={"run": own}))
 
