@@ -1,6 +1,7 @@
 """The chief among the workers of a training: it alone writes the run's folder, and what it finds all go on with."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,9 +31,11 @@ class Chief:
 
     def __init__(self, strategy: tf.distribute.Strategy | None = None):
         resolver = strategy.cluster_resolver if strategy is not None else None
-        self.strategy = strategy
+        self.strategy: Any = strategy
         self.workers: list[str] = resolver.cluster_spec().as_dict()["worker"] if resolver else [""]
         self.rank: int = resolver.task_id if resolver else 0
+        if not self.here:
+            _leave_log_files()
 
     @property
     def here(self) -> bool:
@@ -104,6 +107,14 @@ class Chief:
 
         block = tf.TensorSpec((BLOCK,), tf.float32)
         return tf.function(lambda own: self.strategy.run(of_replica, (own,)), [block], autograph=False)
+
+
+def _leave_log_files() -> None:
+    """The log of a run is the chief's; other workers talk to their terminals."""
+    log = logging.getLogger()
+    for handler in [each for each in log.handlers if isinstance(each, logging.FileHandler)]:
+        log.removeHandler(handler)
+        handler.close()
 
 
 ALONE = Chief()

@@ -94,17 +94,20 @@ def _of_slurm(environment: Mapping[str, str], port: int) -> Cluster:
         raise _error("SLURM_STEP_TASKS_PER_NODE", f"have a count for each node of {hosts}", tasks) from None
     addresses = [(node, f"{host}:{port + i}") for node, (host, count) in enumerate(nodes) for i in range(count)]
     if not rank.isdecimal() or int(rank) >= len(addresses):
-        raise _error("SLURM_PROCID", f"be one of the step's {len(addresses)} tasks", rank)
-    node = environment.get("SLURM_NODEID", "0" if len(nodes) == 1 else str(addresses[int(rank)][0]))
-    if node != str(addresses[int(rank)][0]):
-        raise _error("srun --distribution", f"be block, so that task {rank} is on {addresses[int(rank)][1]}", node)
+        raise _error("SLURM_PROCID", f"be one of the step's {len(addresses)} tasks, from 0 on", rank)
+    node, _ = addresses[int(rank)]
+    if environment.get("SLURM_NODEID", str(node)) != str(node):
+        rule = f"be block, so that task {rank} of {tasks} is on node {node} of {hosts}"
+        raise _error("srun --distribution", rule, environment.get("SLURM_DISTRIBUTION", "another"))
     return Cluster(tuple(address for _, address in addresses), int(rank))
 
 
 def expand_hosts(hosts: str) -> Iterator[str]:
     """The hosts of a SLURM list such as `n[1-2,7],login`, in its order. Raises ValueError where it is none."""
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", hosts):
-        pieces = [_expand_range(text[1:-1]) if text[0] == "[" else [text] for text in re.findall(r"\[.*?\]|[^\[]+", part)]
+        pieces = [
+            _expand_range(text[1:-1]) if text[0] == "[" else [text] for text in re.findall(r"\[.*?\]|[^\[]+", part)
+        ]
         yield from map("".join, itertools.product(*pieces))
 
 

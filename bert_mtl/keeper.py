@@ -63,6 +63,9 @@ class Keeper:
         self.model = model
         if self.run.state.exists():
             facts = read_facts(self.run.state)
+            if (before := facts.get("replicas", self.train.replicas)) != self.train.replicas:
+                told = f"{before} replicas, as it began; got {self.train.replicas}"
+                raise RunError(f"run.resume must go on with {told}.")
             number, counts, starts = facts["epoch"]
             self.epoch = Epoch(number, tuple(counts), tuple(starts))
             self.step, self.offset, self.epochs = facts["step"], facts["offset"], facts["epochs"]
@@ -71,9 +74,8 @@ class Keeper:
             load_variables(self.run.state, everything_of(model))
         step = self.chief.does(lambda: self.step)
         if self.step != step:
-            raise RunError(
-                f"run.resume must be a folder that all workers share; it has step {self.step} here, {step} at the chief."
-            )
+            where = f"{self.step} here, {step} at the chief"
+            raise RunError(f"run.resume must be a folder that all workers share; its state is of step {where}.")
         if self.run.state.exists():
             where = "after its last epoch" if self.done else f"in epoch {self.epoch.number + 1}"
             log.info("resumed %s, after %d steps", where, self.step)
@@ -223,7 +225,7 @@ class Keeper:
         self._check_weights()
         facts = {name: getattr(self, name) for name in ("step", "offset", "epochs", "best", "stop")}
         epoch = [self.epoch.number, self.epoch.counts, self.epoch.starts]
-        facts["epoch"] = epoch
+        facts |= {"epoch": epoch, "replicas": self.train.replicas}
         # Reading a metric sums it over all replicas: no worker can do it alone.
         arrays = {name: keras.ops.convert_to_numpy(value) for name, value in everything_of(self.model).items()}
         self.chief.does(lambda: save_variables(self.run.state, arrays, facts))

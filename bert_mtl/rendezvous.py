@@ -1,4 +1,5 @@
-"""All workers meet before TensorFlow starts: its chief would wait for ever for one that never comes, deaf to signals."""
+"""All workers meet before TensorFlow starts, whose chief would wait for ever for one that does not come, and hear no
+signal but SIGKILL."""
 
 import socket
 import time
@@ -52,9 +53,7 @@ def _gather(cluster: Cluster, deadline: float) -> list[int]:
 def _listen(address: str, port: int) -> socket.socket:
     both = socket.has_dualstack_ipv6()
     try:
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
-        )
+        return socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both)
     except OSError as error:
         raise ConfigError([Problem("strategy.cluster", f"give the chief a free port ({error})", address)]) from error
 

@@ -89,18 +89,23 @@ class Run:
         return self.folder / "state.safetensors"
 
 
-def open_run(folder: str | Path) -> Run:
-    """The run in `folder`. Raises RunError where there is none."""
+def run_config(folder: str | Path) -> TrainConfig:
+    """The configuration of the run in `folder`, read without TensorFlow. Raises RunError where there is none."""
     folder = Path(folder)
     if not (folder / "config.yaml").exists():
         near = sorted(folder.parent.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)[-10:]
         raise RunError(
             str(Problem("run", "be a folder that bert_mtl.train wrote", str(folder), [str(p.parent) for p in near]))
         )
-    config = validate(yaml.safe_load((folder / "config.yaml").read_text()), TrainConfig)
+    return validate(yaml.safe_load((folder / "config.yaml").read_text()), TrainConfig)
+
+
+def open_run(folder: str | Path, chief: Chief = ALONE) -> Run:
+    """The run in `folder`. Raises RunError where there is none."""
+    folder, config = Path(folder), run_config(folder)
     facts = json.loads((folder / "run.json").read_text())
     facts = Facts(EncoderConfig(**facts.pop("encoder")), **facts)
-    return Run(folder, config, load_tokenizer(folder / "tokenizer"), facts)
+    return Run(folder, config, load_tokenizer(folder / "tokenizer"), facts, chief)
 
 
 def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, facts: Facts, chief: Chief = ALONE) -> Run:

@@ -40,6 +40,7 @@ from bert_mtl.runs import (
     load_variables,
     open_run,
     part_metrics,
+    run_config,
     start_run,
     weights_of,
 )
@@ -109,12 +110,10 @@ class Begun(NamedTuple):
 
 def begin(config: TrainConfig) -> Begun:
     """All that comes before the first step of a new run in `run.dir` or of `run.resume`. Raises as `train` does."""
-    resumed = open_run(config.run.resume) if config.run.resume else None
-    config = resumed.config if resumed else config
+    config = run_config(config.run.resume) if (resume := config.run.resume) else config
     strategy = make_strategy(config.strategy)
     chief, xla = Chief(strategy), use_xla(config.strategy, strategy)
-    if not chief.here:
-        _leave_log_files()
+    resumed = open_run(resume, chief) if resume else None
     check_replicas(config, strategy.num_replicas_in_sync)
     make_repeatable(config.seed)
     tokenizer = resumed.tokenizer if resumed else make_tokenizer(config.tokenizer, config.model, config.cache_dir)
@@ -122,10 +121,7 @@ def begin(config: TrainConfig) -> Begun:
     attention = training_attention(config, sizes, xla)
     folders = {name: build(config, name, tokenizer) for name in config.tasks}
     manifests = {name: load_manifest(folder) for name, folder in folders.items()}
-    if resumed:
-        run = replace(resumed, chief=chief)
-    else:
-        run = start_run(Path(config.run.dir), config, tokenizer, _facts(sizes, manifests), chief)
+    run = resumed or start_run(Path(config.run.dir), config, tokenizer, _facts(sizes, manifests), chief)
     for name, manifest in manifests.items():
         check_examples(run, manifest)
         check_labels(run.tasks[name], manifest)
@@ -134,14 +130,6 @@ def begin(config: TrainConfig) -> Begun:
     with strategy.scope():
         model = _new_model(run, pipeline, attention)
     return Begun(run, folders, pipeline, strategy, xla, model)
-
-
-def _leave_log_files() -> None:
-    """The log of a run is the chief's; other workers talk to their terminals."""
-    log = logging.getLogger()
-    for handler in [each for each in log.handlers if isinstance(each, logging.FileHandler)]:
-        log.removeHandler(handler)
-        handler.close()
 
 
 def fit(begun: Begun, keeper: Keeper) -> None:
