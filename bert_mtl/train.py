@@ -110,10 +110,16 @@ class Begun(NamedTuple):
 
 def begin(config: TrainConfig) -> Begun:
     """All that comes before the first step of a new run in `run.dir` or of `run.resume`. Raises as `train` does."""
-    config = run_config(config.run.resume) if (resume := config.run.resume) else config
+    resume = config.run.resume
+    config = run_config(resume) if resume else config
     strategy = make_strategy(config.strategy)
-    chief, xla = Chief(strategy), use_xla(config.strategy, strategy)
-    resumed = open_run(resume, chief) if resume else None
+    chief = Chief(strategy)
+    with chief.company("Start all of them again."):
+        return _begin(config, open_run(resume, chief) if resume else None, strategy, chief)
+
+
+def _begin(config: TrainConfig, resumed: Run | None, strategy: tf.distribute.Strategy, chief: Chief) -> Begun:
+    xla = use_xla(config.strategy, strategy)
     check_replicas(config, strategy.num_replicas_in_sync)
     make_repeatable(config.seed)
     tokenizer = resumed.tokenizer if resumed else make_tokenizer(config.tokenizer, config.model, config.cache_dir)

@@ -48,12 +48,28 @@ def by_tf_config() -> tuple[tuple[str, ...], list[Mapping[str, str]]]:
     return addresses, [tf_config({"worker": list(addresses)}, index=index) for index in range(2)]
 
 
+def by_slurm() -> list[Mapping[str, str]]:
+    """As srun tells two tasks on this machine."""
+    step = {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
+    return [step | {"SLURM_PROCID": str(rank)} for rank in range(2)]
+
+
+def two_ports() -> int:
+    """The first of two free ports, one behind the other."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first, suppress(OSError, OverflowError):
+            port = first.getsockname()[1]
+            socket.create_server(("127.0.0.1", port + 1)).close()
+            return port
+
+
 @pytest.mark.parametrize("dying", [0, pytest.param(1, marks=pytest.mark.slow)])  # TensorFlow misses 1 after 10 s
 def test_training_ends_where_a_worker_dies_and_goes_on_to_the_numbers_of_one_process(multi_options, tmp_path, dying):
     two_tasks = [option for option in multi_options if not option.startswith(("+tasks.alike", "+tasks.words"))]
     options = [*two_tasks, *EXACT, "optimizer.clip_norm=0.1", "optimizer.accumulate=2", "train.epochs=3"]
     folder = tmp_path / "two"
-    together = [*options, "strategy=multi_worker", "train.save_every=1", f"run.dir={folder}"]
+    port = two_ports()
+    together = [*options, "strategy=multi_worker", f"strategy.port={port}", "train.save_every=1", f"run.dir={folder}"]
     addresses, environments = by_tf_config()
     with workers(["-m", "bert_mtl.train", *together], environments) as processes:
         while processes[0].poll() is None and not in_second_epoch(folder / "state.safetensors"):
@@ -67,12 +83,12 @@ def test_training_ends_where_a_worker_dies_and_goes_on_to_the_numbers_of_one_pro
         )
         assert f"all workers must be there {message}{folder}" in told
         assert "Traceback" not in told.split(message)[0]
-    with workers(["-m", "bert_mtl.train", f"run.resume={folder}"], by_tf_config()[1]) as resumed:
+    with workers(["-m", "bert_mtl.train", f"run.resume={folder}"], by_slurm()) as resumed:
         said = [process.communicate(timeout=60) for process in resumed]
         assert [process.returncode for process in resumed] == [0, 0], said
     assert "best epoch" in said[0][0]
     assert "best epoch" not in said[1][0]
-    log = (folder / "train.log").read_text()
+    log = (folder / "train.log").read_text()  # the chief's alone
     assert [log.count(f"epoch {number}: loss") for number in (1, 2, 3)] == [1, 1, 1]
     train(entry.compose("train", [*options, f"run.dir={tmp_path / 'one'}"], TrainConfig))
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
@@ -115,13 +131,12 @@ print(json.dumps({"epochs": keeper.epochs, "said": said, "failed": failed, "best
 """
 
 
-def test_tasks_of_slurm_compiled_by_xla_agree_with_the_chief_on_every_number(toy_options, tmp_path):
+@pytest.mark.slow
+def test_workers_whose_step_xla_compiles_agree_with_the_chief_on_every_number(toy_options, tmp_path):
     options = [*toy_options, *EXACT, "train.epochs=2", f"run.dir={tmp_path}/two"]
     port = two_ports()
-    step = {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
-    environments = [step | {"SLURM_PROCID": str(rank)} for rank in range(2)]
     together = ["strategy=multi_worker", "strategy.xla=true", f"strategy.port={port}"]
-    with workers(["-c", WORKER, *options, *together], environments) as tasks:
+    with workers(["-c", WORKER, *options, *together], by_slurm()) as tasks:
         said = [process.communicate(timeout=90) for process in tasks]
         assert [process.returncode for process in tasks] == [0, 0], said
     ours, theirs = (json.loads(out.splitlines()[-1]) for out, _ in said)
@@ -136,13 +151,15 @@ def test_tasks_of_slurm_compiled_by_xla_agree_with_the_chief_on_every_number(toy
         assert epoch["dev"]["imdb"]["accuracy"] == expected["dev"]["imdb"]["accuracy"]
 
 
-def two_ports() -> int:
-    """The first of two free ports, one behind the other."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as first, suppress(OSError, OverflowError):
-            port = first.getsockname()[1]
-            socket.create_server(("127.0.0.1", port + 1)).close()
-            return port
+def test_what_stops_the_chief_is_told_by_all_workers(toy_options, toy_run):
+    addresses, environments = by_tf_config()
+    command = ["-m", "bert_mtl.train", *toy_options, "strategy=multi_worker", f"run.dir={toy_run}"]
+    with workers(command, environments) as processes:
+        said = [process.communicate(timeout=60)[1] for process in processes]
+        assert [process.returncode for process in processes] == [1, 1]
+    rule = f"run.dir must be a new folder; got {toy_run}, which holds a run."
+    assert f"\n{rule}" in said[0]
+    assert f"\nthe chief, worker 0 ({addresses[0]}), has stopped: {rule}" in said[1]
 
 
 def test_a_run_of_several_workers_has_a_folder_that_is_named(toy_options, tmp_path, monkeypatch, capsys):
