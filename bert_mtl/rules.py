@@ -62,6 +62,11 @@ def training_problems(config: TrainConfig) -> list[Problem]:
     if config.strategy.kind == "multi_worker" and devices:
         rule = "be null with strategy=multi_worker, which takes all GPUs it sees (CUDA_VISIBLE_DEVICES)"
         found.append(Problem("strategy.devices", rule, devices))
+    if config.strategy.kind == "multi_worker" and config.data.rebuild:
+        rule = (
+            "be false with strategy=multi_worker, whose workers read what one of them would replace (data_prep.build)"
+        )
+        found.append(Problem("data.rebuild", rule, True))
     if config.strategy.kind == "one_device" and devices and len(devices) > 1:
         found.append(Problem("strategy.devices", "name one device with strategy=one_device", devices))
     if config.train.steps_per_execution > 1 and config.input.packing == "none":

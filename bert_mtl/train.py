@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from bert_mtl.ahead import ahead
 from bert_mtl.attention import training_attention
@@ -290,10 +291,13 @@ def _train_job(config: TrainConfig) -> None:
     if config.run.resume and others:
         raise ConfigError([Problem("run.resume", "stand alone: the run goes on with its own configuration", others)])
     if config.strategy.kind == "multi_worker" and not config.run.resume:
-        given = [text for text in HydraConfig.get().overrides.task if text.startswith("run.dir=")]
-        if not given:  # also of a sweep: TensorFlow joins a cluster once a process
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            rule = "be another one in a sweep: TensorFlow joins a cluster once a process"
+            raise ConfigError([Problem("strategy", rule, "multi_worker")])
+        if not any(text.startswith("run.dir=") for text in job.overrides.task):
             rule = "be given with strategy=multi_worker: a folder that all workers share"
-            raise ConfigError([Problem("run.dir", rule, "its default, which names the second")])
+            raise ConfigError([Problem("run.dir", rule, config.run.dir)])
     own = config.run.model_copy(update={"dir": str(entry.output_dir())})
     train(config.model_copy(update={"run": own}))
 

@@ -15,7 +15,7 @@ import pytest
 from test_cluster import cluster_here, tf_config
 
 from bert_mtl.config import TrainConfig
-from bert_mtl.runs import read_facts
+from bert_mtl.runs import _unlike, read_facts
 from bert_mtl.train import main, train
 from conf import entry
 
@@ -169,3 +169,11 @@ def test_a_run_of_several_workers_has_a_folder_that_is_named(toy_options, tmp_pa
         main()
     rule = "run.dir must be given with strategy=multi_worker: a folder that all workers share"
     assert rule in capsys.readouterr().err
+
+
+def test_configurations_of_two_workers_may_differ_in_their_folders_alone(tiny_config):
+    own = tiny_config("train").model_dump(mode="json")
+    folders = tiny_config("train", "cache_dir=/there", "data.path=/data", "data=full", "run.dir=/runs/there")
+    assert _unlike(own, folders.model_dump(mode="json")) == []
+    other = tiny_config("train", "seed=5", "optimizer.learning_rate=0.001", "train.batch_size=4")
+    assert _unlike(own, other.model_dump(mode="json")) == ["seed", "optimizer", "train"]
