@@ -3,8 +3,8 @@
     python -m benchmarks.imdb data=../shared/data [recipes=plain,adapted,…] [test=plain,…] [seeds=1,2,3]
 
 Every recipe is trained with each seed on the same examples (`data.seed`), and compared by the accuracy on dev after its
-last epoch. Test is looked at for the recipes named by `test`, by the same runs. A recipe builds on others as `BUILT_ON`
-says: first `mlm` is pretrained on IMDB's reviews (`experiment=imdb_mlm`), then `adapted` starts from it, and so on.
+last epoch. Test is looked at for the recipes named by `test`, by the same runs. All but `plain` start from a run of
+`experiment=imdb_mlm` (the folder `mlm`, where it is given; else it is trained first).
 Runs are kept in the folder `runs`, so that an interrupted call goes on. Further arguments are settings for all runs;
 `jobs` run at a time over `gpus` (such as 0,1). The result is `benchmarks/results/<result>.json`.
 """
@@ -24,7 +24,7 @@ OWN |= {"runs": "runs/imdb", "mlm": "", "result": "imdb"}
 
 
 class Recipe(NamedTuple):
-    """Settings beside `experiment=imdb_minilm`; `pretrained` on IMDB's reviews, `taught` by the runs of another."""
+    """Beside `experiment=imdb_minilm` (`imdb_full` if not `pretrained` further); `taught` by another's runs."""
 
     settings: tuple[str, ...] = ()
     pretrained: bool = True
@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "plain": Recipe(pretrained=False),
+    "plain": Recipe(("train.select=last",), pretrained=False),
     "adapted": Recipe(),
     "layer_decay": Recipe(("optimizer.layer_decay=0.85",)),
     "ema": Recipe(("optimizer.ema=0.999",)),
@@ -56,7 +56,9 @@ def main() -> None:
     # Teachers first: what they teach waits for all of them.
     for group in ([name for name in chosen if RECIPES[name].taught is None], [n for n in chosen if RECIPES[n].taught]):
         each = [(name, seed) for name in group for seed in own["seeds"].split(",")]
-        trainings = [Training(runs / f"{name}-{seed}", settings(name, seed, own, adapted, common)) for name, seed in each]
+        trainings = [
+            Training(runs / f"{name}-{seed}", settings(name, seed, own, adapted, common)) for name, seed in each
+        ]
         for (name, _), metrics in zip(each, train_all(trainings, jobs, own["gpus"]), strict=True):
             found = scores.setdefault(name, {"dev": [], "test": []})
             found["dev"].append(metrics["epochs"][-1]["dev"]["imdb"]["accuracy"])
@@ -70,9 +72,9 @@ def main() -> None:
 def settings(name: str, seed: str, own: dict[str, str], adapted: Path, common: list[str]) -> list[str]:
     """Of the run of a recipe with one seed."""
     recipe = RECIPES[name]
-    found = ["experiment=imdb_minilm", f"seed={seed}", *common, *recipe.settings]
+    experiment = "imdb_minilm" if recipe.pretrained else "imdb_full"
+    found = [f"experiment={experiment}", f"seed={seed}", *common, *recipe.settings]
     found.append(f"train.test={'true' if name in own['test'].split(',') else 'false'}")
-    found += [] if recipe.pretrained else ["model=minilm"]
     found += [f"model.weights=file://{adapted}"] if recipe.pretrained else []
     if recipe.taught is not None:
         teachers = [str(Path(own["runs"]) / f"{recipe.taught}-{each}") for each in own["seeds"].split(",")]

@@ -162,9 +162,14 @@ class OptimizerConfig(Schema):
 
 
 class StrategyConfig(Schema):
-    kind: Literal["auto", "one_device", "mirrored"]
+    kind: Literal["auto", "one_device", "mirrored", "multi_worker"]
     devices: Annotated[list[str], Field(min_length=1)] | None
     xla: bool | Literal["auto"]
+    cluster: Literal["auto", "tf_config", "slurm", "kubernetes"]
+    workers: PositiveInt | None
+    port: Annotated[int, Field(gt=0, lt=2**16)]
+    service: Filled | None
+    timeout: PositiveInt
 
 
 class TrackingConfig(Schema):

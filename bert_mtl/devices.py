@@ -1,18 +1,28 @@
 """Where the work runs: a tf.distribute strategy, whether XLA compiles the step, and repeatable arithmetic."""
 
+import os
+import signal
+import threading
+
 import keras
 import tensorflow as tf
 
+from bert_mtl.cluster import find_cluster
 from bert_mtl.config import StrategyConfig
+from bert_mtl.rendezvous import meet
 from conf.errors import ConfigError, Problem
 
 
 def make_strategy(config: StrategyConfig) -> tf.distribute.Strategy:
     """The strategy of a configuration; `auto` mirrors over several GPUs and else takes the one GPU or the CPU.
 
+    With `multi_worker` nothing may have used TensorFlow before.
+
     Raises:
-        ConfigError: a device that is not there.
+        ConfigError: a device or a worker that is not there.
     """
+    if config.kind == "multi_worker":
+        return _multi_worker(config)
     there = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices()]
     gpus = [name for name in there if name.startswith("GPU")]
     wanted = config.devices or gpus or ["CPU:0"]
@@ -23,6 +33,27 @@ def make_strategy(config: StrategyConfig) -> tf.distribute.Strategy:
     if config.kind == "mirrored" or (config.kind == "auto" and len(wanted) > 1):
         return tf.distribute.MirroredStrategy([f"/{name}" for name in wanted])
     return tf.distribute.OneDeviceStrategy(f"/{wanted[0]}")
+
+
+def _multi_worker(config: StrategyConfig) -> tf.distribute.Strategy:
+    """One replica for each GPU of each worker, or for each worker's CPU."""
+    cluster = find_cluster(config, os.environ)
+    meet(cluster, config.timeout)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+        task_type="worker",
+        task_id=cluster.rank,
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},  # logical ones would start TensorFlow
+        rpc_layer="grpc",
+    )
+    tf.get_logger().setLevel("WARNING")  # it tells of every sum that it plans
+    automatic = tf.distribute.experimental.CommunicationImplementation.AUTO  # NCCL between GPUs, rings between CPUs
+    options = tf.distribute.experimental.CommunicationOptions(implementation=automatic)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    if threading.current_thread() is threading.main_thread():
+        # TensorFlow takes SIGTERM as a mere notice; it is how SLURM and Kubernetes end a process.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return strategy
 
 
 def use_xla(config: StrategyConfig, strategy: tf.distribute.Strategy) -> bool:

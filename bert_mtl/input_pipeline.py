@@ -4,7 +4,7 @@ An epoch is planned before it is read: how many examples of each task, in which 
 pure function of the seed, the epoch and the mixing rates, so any step of any epoch can be reached again exactly.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -157,8 +157,9 @@ class Pipeline:
             f"{tokens / (steps * packing.rows * packing.length):.1%} full"
         )
 
-    def batches(self, epoch: Epoch, skip: int = 0) -> Generator[dict, None, None]:
-        """The batches of one epoch, without those of its first `skip` steps."""
+    def batches(self, epoch: Epoch, skip: int = 0, of: Iterable[int] | None = None) -> Generator[dict, None, None]:
+        """The batches of one epoch, without those of its first `skip` steps; those `of` some replicas or of all."""
+        of = range(self.replicas) if of is None else tuple(of)
         order, step, window = self._order(epoch), 0, None
         streams: list[_Stream] = []
         for plan in self._plans(epoch, order):
@@ -174,7 +175,7 @@ class Pipeline:
                 continue
             for batch in plan.batches:
                 if step >= skip:
-                    yield from self._replica_batches(window, batch, epoch.number, step)
+                    yield from self._replica_batches(window, batch, epoch.number, step, of)
                 step += 1
             window = window.take(plan.carried)
 
@@ -226,8 +227,10 @@ class Pipeline:
         mixed[np.argsort(order, kind="stable")] = np.arange(len(order))
         return join(parts).take(mixed) if len(parts) > 1 else parts[0]
 
-    def _replica_batches(self, window: Window, batch: Batch, epoch: int, step: int) -> Iterator[dict]:
-        for replica in range(self.replicas):
+    def _replica_batches(
+        self, window: Window, batch: Batch, epoch: int, step: int, of: Iterable[int]
+    ) -> Iterator[dict]:
+        for replica in of:
             mine = batch.row % self.replicas == replica
             share = Batch(batch.chosen[mine], batch.row[mine] // self.replicas)
             yield assemble(window, share, self.layout, np.random.default_rng((self.seed, epoch, step, replica)))

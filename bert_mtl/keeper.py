@@ -45,13 +45,14 @@ class Keeper:
 
     def __init__(self, run: Run, train: Pipeline, dev: Mapping[str, Pipeline], track: Callable[[dict, int], None]):
         self.run, self.train, self.dev, self.track = run, train, dev, track
-        self.settings = run.config.train
+        self.settings, self.chief = run.config.train, run.chief
         self.epoch, self.steps = train.first_epoch, train.steps(train.first_epoch)
         self.epochs: list[dict] = []
         self.best = self.step = self.offset = 0
         self.stop = False
+        shown = sys.stdout.isatty() and self.chief.here
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-        self.bar = Progress(*columns, transient=True, disable=not sys.stdout.isatty())  # the log has a line an epoch
+        self.bar = Progress(*columns, transient=True, disable=not shown)  # the log has a line an epoch
 
     @property
     def done(self) -> bool:
@@ -62,12 +63,20 @@ class Keeper:
         self.model = model
         if self.run.state.exists():
             facts = read_facts(self.run.state)
+            if (before := facts.get("replicas", self.train.replicas)) != self.train.replicas:
+                told = f"{before} replicas, as it began; got {self.train.replicas}"
+                raise RunError(f"run.resume must go on with {told}.")
             number, counts, starts = facts["epoch"]
             self.epoch = Epoch(number, tuple(counts), tuple(starts))
             self.step, self.offset, self.epochs = facts["step"], facts["offset"], facts["epochs"]
             self.best, self.stop = facts["best"], facts["stop"]
             self.steps = self.train.steps(self.epoch)
             load_variables(self.run.state, everything_of(model))
+        step = self.chief.does(lambda: self.step)
+        if self.step != step:
+            where = f"{self.step} here, {step} at the chief"
+            raise RunError(f"run.resume must be a folder that all workers share; its state is of step {where}.")
+        if self.run.state.exists():
             where = "after its last epoch" if self.done else f"in epoch {self.epoch.number + 1}"
             log.info("resumed %s, after %d steps", where, self.step)
 
@@ -105,21 +114,30 @@ class Keeper:
         entry = {"epoch": epoch + 1, **losses, "examples": counts, "weights": self.model.weighting.current()}
         self.model.weighting.end_epoch()
         with averaged_weights(self.model):
-            dev = part_metrics(self.model, self.dev, tune=True)
-            self._check_scores(dev)
-            tuned = {name: head.tuned for name, head in self.model.heads.items() if head.tuned}
+            dev, tuned = self.chief.does(self._scored)
             self.epochs.append(entry | {"dev": dev, "tuned": tuned, "seconds": seconds})
             scores = [self.score(done["dev"]) for done in self.epochs]
             if self.settings.select == "last" or scores[-1] > max(scores[:-1], default=-np.inf):
                 self.best = epoch
-                save_variables(self.run.weights, weights_of(self.model))
-                with atomic_write(self.run.tuned) as file:
-                    file.write(json.dumps(tuned).encode())
+                self.chief.does(lambda: self._select(tuned))
         self.stop = self.settings.patience is not None and epoch - self.best >= self.settings.patience
         self.epoch, self.offset = self.epoch.following(self._counts(epoch + 1, dev)), 0
         self.steps = self.train.steps(self.epoch)
         self.save()
         self._report(losses, **self.epochs[-1])
+
+    def _scored(self) -> tuple[dict, dict]:
+        """Metrics by head on dev, and what heads tuned there. The chief's alone count: workers of unlike processors
+        could differ in the last digit, and so in which epoch is the best."""
+        dev = part_metrics(self.model, self.dev, tune=True)
+        self._check_scores(dev)
+        return dev, {name: head.tuned for name, head in self.model.heads.items() if head.tuned}
+
+    def _select(self, tuned: dict) -> None:
+        """Keeps the weights as they are, and what was tuned with them, as the run's best."""
+        save_variables(self.run.weights, weights_of(self.model))
+        with atomic_write(self.run.tuned) as file:
+            file.write(json.dumps(tuned).encode())
 
     def close(self) -> None:
         """Takes the bar away."""
@@ -129,6 +147,8 @@ class Keeper:
 
     def _report(self, losses: dict[str, float], examples: dict, weights: dict, dev: dict, **_: Any) -> None:
         """A line a head in the log, and everything to the tracker."""
+        if not self.chief.here:
+            return
         total = sum(examples.values())
         tracked = {f"dev_{head}_{name}": value for head, found in dev.items() for name, value in found.items()}
         tracked |= {f"share_{task}": count / total for task, count in examples.items()}
@@ -174,10 +194,11 @@ class Keeper:
         what = f"the loss of {' and '.join(heads)}" if heads else f"the gradients of {', '.join(there)}"
         value = gradient_norm if np.isfinite(loss) else loss
         file = self.run.folder / f"broken-batch-{step}.json"
-        with atomic_write(file) as written:
-            examples = [example for batch in found for example in examples_of(batch, self.train)]
-            facts = {"step": step, "heads": heads or there, "examples": examples}
-            written.write(json.dumps(facts, ensure_ascii=False, indent=1).encode())
+        examples = [example for batch in found for example in examples_of(batch, self.train)]
+        facts = {"step": step, "heads": heads or there, "examples": examples}
+        if self.chief.here:
+            with atomic_write(file) as written:
+                written.write(json.dumps(facts, ensure_ascii=False, indent=1).encode())
         raise RunError(
             f"{what} must stay finite; got {value} at step {step}, whose texts and labels are in {file}. {self._advice}"
         )
@@ -205,7 +226,10 @@ class Keeper:
         self._check_weights()
         facts = {name: getattr(self, name) for name in ("step", "offset", "epochs", "best", "stop")}
         epoch = [self.epoch.number, self.epoch.counts, self.epoch.starts]
-        save_variables(self.run.state, everything_of(self.model), facts | {"epoch": epoch})
+        facts |= {"epoch": epoch, "replicas": self.train.replicas}
+        # Reading a metric sums it over all replicas: no worker can do it alone.
+        arrays = {name: keras.ops.convert_to_numpy(value) for name, value in everything_of(self.model).items()}
+        self.chief.does(lambda: save_variables(self.run.state, arrays, facts))
 
 
 def task_sizes(pipeline: Pipeline) -> dict[str, int]:

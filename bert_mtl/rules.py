@@ -56,7 +56,7 @@ def training_problems(config: TrainConfig) -> list[Problem]:
     found = mixing.problems(config.mixing, config.tasks)
     if config.run.resume is not None and not (Path(config.run.resume) / "config.yaml").exists():
         found.append(Problem("run.resume", "be a folder that bert_mtl.train wrote", config.run.resume))
-    if config.strategy.kind == "mirrored":
+    if config.strategy.kind in ("mirrored", "multi_worker"):
         found += replica_problems(config)
     unlabelled = [full_name(t, h) for t, task in config.tasks.items() for h, s in task.heads.items() if not s.labelled]
     if unlabelled and not config.distill.teachers:
@@ -66,6 +66,14 @@ def training_problems(config: TrainConfig) -> list[Problem]:
         rule = f"not be dev_score beside {', '.join(unlabelled)}, which has no labels"
         found.append(Problem("mixing", rule, "dev_score", ("proportional", "temperature", "explicit")))
     devices = config.strategy.devices
+    if config.strategy.kind == "multi_worker" and devices:
+        rule = "be null with strategy=multi_worker, which takes all GPUs it sees (CUDA_VISIBLE_DEVICES)"
+        found.append(Problem("strategy.devices", rule, devices))
+    if config.strategy.kind == "multi_worker" and config.data.rebuild:
+        rule = (
+            "be false with strategy=multi_worker, whose workers read what one of them would replace (data_prep.build)"
+        )
+        found.append(Problem("data.rebuild", rule, True))
     if config.strategy.kind == "one_device" and devices and len(devices) > 1:
         found.append(Problem("strategy.devices", "name one device with strategy=one_device", devices))
     if config.train.steps_per_execution > 1 and config.input.packing == "none":
@@ -80,7 +88,7 @@ def training_problems(config: TrainConfig) -> list[Problem]:
 
 
 def replica_problems(config: TrainConfig) -> list[Problem]:
-    """Of a training that several devices share, chosen so (`strategy=mirrored`) or found so."""
+    """Of a training that several devices share, chosen so (`strategy=mirrored`, `multi_worker`) or found so."""
     found = []
     if config.train.steps_per_execution > 1:
         rule = "be 1 on several devices"

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save
 
 from bert_mtl.answers import answer_part
 from bert_mtl.checkpoints import read_encoder_config
+from bert_mtl.chief import ALONE, Chief
 from bert_mtl.config import ModelConfig, TrainConfig
 from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.input_pipeline import Pipeline
@@ -58,12 +59,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that `bert_mtl.train` wrote."""
+    """A folder that `bert_mtl.train` wrote; of several workers the `chief` alone writes to it."""
 
     folder: Path
     config: TrainConfig
     tokenizer: Tokenizer
     facts: Facts
+    chief: Chief = ALONE
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -87,26 +89,39 @@ class Run:
         return self.folder / "state.safetensors"
 
 
-def open_run(folder: str | Path) -> Run:
-    """The run in `folder`. Raises RunError where there is none."""
+def run_config(folder: str | Path) -> TrainConfig:
+    """The configuration of the run in `folder`, read without TensorFlow. Raises RunError where there is none."""
     folder = Path(folder)
     if not (folder / "config.yaml").exists():
         near = sorted(folder.parent.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)[-10:]
         raise RunError(
             str(Problem("run", "be a folder that bert_mtl.train wrote", str(folder), [str(p.parent) for p in near]))
         )
-    config = validate(yaml.safe_load((folder / "config.yaml").read_text()), TrainConfig)
+    return validate(yaml.safe_load((folder / "config.yaml").read_text()), TrainConfig)
+
+
+def open_run(folder: str | Path, chief: Chief = ALONE) -> Run:
+    """The run in `folder`. Raises RunError where there is none."""
+    folder, config = Path(folder), run_config(folder)
     facts = json.loads((folder / "run.json").read_text())
     facts = Facts(EncoderConfig(**facts.pop("encoder")), **facts)
-    return Run(folder, config, load_tokenizer(folder / "tokenizer"), facts)
+    return Run(folder, config, load_tokenizer(folder / "tokenizer"), facts, chief)
 
 
-def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, facts: Facts) -> Run:
+def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, facts: Facts, chief: Chief = ALONE) -> Run:
     """Writes all of a run but its weights, so that it can be opened and resumed from now on.
 
     Raises:
-        RunError: the folder holds a run already.
+        RunError: the folder holds a run already; or the chief's configuration is another than this worker's.
     """
+    theirs = chief.does(lambda: _write_run(folder, config, tokenizer, facts))
+    if other := _unlike(config.model_dump(mode="json"), theirs["config"]):
+        raise RunError(f"all workers must have the same configuration; {', '.join(other)} differ from the chief's.")
+    return Run(folder, config, tokenizer, replace(facts, data=theirs["data"]), chief)
+
+
+def _write_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, facts: Facts) -> dict[str, Any]:
+    """Returns what other workers compare with: the configuration, and the fingerprints of the examples."""
     if (folder / "config.yaml").exists():
         raise RunError(
             f"run.dir must be a new folder; got {folder}, which holds a run. Go on with run.resume={folder}."
@@ -118,7 +133,12 @@ def start_run(folder: Path, config: TrainConfig, tokenizer: Tokenizer, facts: Fa
     with atomic_write(folder / "config.yaml") as file:
         once = config.model_copy(update={"data": config.data.model_copy(update={"rebuild": False})})
         file.write(yaml.safe_dump(once.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
-    return Run(folder, config, tokenizer, facts)
+    return {"config": config.model_dump(mode="json"), "data": facts.data}
+
+
+def _unlike(own: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Sections of two workers' configurations that differ; folders and builders of records may."""
+    return [key for key in own if key not in ("cache_dir", "data", "run") and own[key] != theirs[key]]
 
 
 def check_examples(run: Run, manifest: Manifest) -> None:

@@ -68,10 +68,11 @@ def arguments(
     pipeline: Pipeline, epoch: Epoch, skip: int, strategy: tf.distribute.Strategy, block: int
 ) -> Iterator[tuple[int, tuple]]:
     """For every call, behind the first `skip` steps: how many steps it takes, and what it is called with."""
-    batches = pipeline.batches(epoch, skip)
+    here = _replicas_here(strategy)
+    batches = pipeline.batches(epoch, skip, here)
     if pipeline.replicas > 1:
-        for replicas in zip(*[batches] * pipeline.replicas, strict=True):
-            tensors = [_tensors(batch) for batch in replicas]
+        for replicas in zip(*[batches] * len(here), strict=True):
+            tensors = dict(zip(here, map(_tensors, replicas), strict=True))
             each = strategy.experimental_distribute_values_from_function(
                 lambda context, own=tensors: own[context.replica_id_in_sync_group]
             )
@@ -84,6 +85,14 @@ def arguments(
             filled = taken + taken[-1:] * (block - len(taken))
             stacked = {name: np.stack([batch[name] for batch in filled]) for name in taken[0]}
             yield len(taken), (_tensors(stacked), tf.constant(len(taken), tf.int32))
+
+
+def _replicas_here(strategy: tf.distribute.Strategy) -> range:
+    """The numbers of this worker's replicas among all."""
+    count, first = len(strategy.extended.worker_devices), 0
+    if strategy.cluster_resolver is not None:
+        first = strategy.cluster_resolver.task_id * count
+    return range(first, first + count)
 
 
 def _tensors(batch: dict[str, Any]) -> dict[str, tf.Tensor]:

@@ -36,16 +36,18 @@ def with_teachers(run: Run, readers: Sequence[PartReader]) -> tuple[PartReader, 
     folders = run.config.distill.teachers
     if not folders:
         return tuple(readers)
-    if not run.taught.exists():
+    arrays: dict[str, np.ndarray] = {}
+    if run.taught.exists():
+        arrays = load_file(run.taught)
+    else:
         teachers = [open_run(folder) for folder in folders]
         for teacher in teachers:
             _check(run, teacher)
-        arrays: dict[str, np.ndarray] = {}
         for reader in readers:
             arrays |= _answers(run, teachers, reader)
-        with atomic_write(run.taught) as file:
-            file.write(save(arrays))
-    arrays = load_file(run.taught)
+        if run.chief.here:  # others ask for themselves, as long as the chief does
+            with atomic_write(run.taught) as file:
+                file.write(save(arrays))
     return tuple(replace(reader, taught=tuple(_taught(reader, arrays))) for reader in readers)
 
 

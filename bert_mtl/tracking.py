@@ -2,22 +2,22 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from bert_mtl.config import TrainConfig
-from bert_mtl.runs import RunError
+from bert_mtl.runs import Run, RunError
 
 
 @contextmanager
-def make_tracker(config: TrainConfig, folder: Path) -> Iterator[Callable[[dict[str, float], int], None]]:
-    """A function that logs values by name at a step, as long as the run lasts; with tracking=none it does nothing."""
-    if config.tracking.kind == "none":
+def make_tracker(run: Run) -> Iterator[Callable[[dict[str, float], int], None]]:
+    """A function that logs values by name at a step, as long as the run lasts; with tracking=none, and on all
+    workers but the chief, it does nothing."""
+    config, folder = run.config, run.folder
+    if config.tracking.kind == "none" or not run.chief.here:
         yield lambda values, step: None
         return
     import wandb
 
     try:
-        run = wandb.init(
+        tracked = wandb.init(
             project=config.tracking.project,
             mode=config.tracking.mode,
             dir=folder,
@@ -29,5 +29,5 @@ def make_tracker(config: TrainConfig, folder: Path) -> Iterator[Callable[[dict[s
         )
     except wandb.errors.Error as error:
         raise RunError(f"tracking=wandb could not start: {error}. Log in, or set tracking.mode=offline.") from error
-    with run:
-        yield lambda values, step: run.log(values, step=step)
+    with tracked:
+        yield lambda values, step: tracked.log(values, step=step)

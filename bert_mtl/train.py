@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from bert_mtl.ahead import ahead
 from bert_mtl.attention import training_attention
 from bert_mtl.checkpoints import load_pretrained
+from bert_mtl.chief import Chief
 from bert_mtl.config import TrainConfig
 from bert_mtl.devices import make_repeatable, make_strategy, use_xla
 from bert_mtl.encoder import Attention, BertEncoder, EncoderConfig
@@ -39,6 +41,7 @@ from bert_mtl.runs import (
     load_variables,
     open_run,
     part_metrics,
+    run_config,
     start_run,
     weights_of,
 )
@@ -63,27 +66,35 @@ def train(config: TrainConfig) -> dict:
         ConfigError, DataError, WeightsError, RunError: what is wrong, before any step is taken.
     """
     begun = begin(config)
-    run, folders, model = begun.run, begun.folders, begun.model
+    run, folders = begun.run, begun.folders
     labelled = {name: folders[name] for name, task in run.tasks.items() if task.labelled}
     parts = {part: part_pipelines(run, labelled, part) for part in ("dev", "test")}
-    with make_tracker(run.config, run.folder) as track:
+    with run.chief.company(f"Start all of them again with run.resume={run.folder}"), make_tracker(run) as track:
         keeper = Keeper(run, begun.pipeline, parts["dev"], track)
         fit(begun, keeper)
-        load_variables(run.weights, weights_of(model))
-        best = keeper.epochs[keeper.best]
-        for head, tuned in best["tuned"].items():
-            model.heads[head].tuned = tuned
-        result = {
-            "test": part_metrics(model, parts["test"]) if run.config.train.test else {},
-            "dev": best["dev"],
-            "best_epoch": keeper.best + 1,
-            "epochs": keeper.epochs,
-            "data": run.config.data.source,
-        }
-        track({f"test_{head}_{name}": v for head, s in result["test"].items() for name, v in s.items()}, keeper.step)
+        result = run.chief.does(lambda: _finish(begun.model, keeper, parts["test"]))
+    if run.chief.here:
+        print(closing_words(run, result))
+    return result
+
+
+def _finish(model: MultiTaskModel, keeper: Keeper, test: dict[str, Pipeline]) -> dict:
+    """Answers the test parts with the selected weights, and writes metrics.json."""
+    run, best = keeper.run, keeper.epochs[keeper.best]
+    load_variables(run.weights, weights_of(model))
+    for head, tuned in best["tuned"].items():
+        model.heads[head].tuned = tuned
+    result = {
+        "test": part_metrics(model, test) if run.config.train.test else {},
+        "dev": best["dev"],
+        "best_epoch": keeper.best + 1,
+        "epochs": keeper.epochs,
+        "data": run.config.data.source,
+    }
+    values = {f"test_{head}_{name}": v for head, scores in result["test"].items() for name, v in scores.items()}
+    keeper.track(values, keeper.step)
     with atomic_write(run.folder / "metrics.json") as file:
         file.write(json.dumps(result, indent=1).encode())
-    print(closing_words(run, result))
     return result
 
 
@@ -101,9 +112,15 @@ class Begun(NamedTuple):
 
 def begin(config: TrainConfig) -> Begun:
     """All that comes before the first step of a new run in `run.dir` or of `run.resume`. Raises as `train` does."""
-    resumed = open_run(config.run.resume) if config.run.resume else None
-    config = resumed.config if resumed else config
+    resume = config.run.resume
+    config = run_config(resume) if resume else config
     strategy = make_strategy(config.strategy)
+    chief = Chief(strategy)
+    with chief.company("Start all of them again."):
+        return _begin(config, open_run(resume, chief) if resume else None, strategy, chief)
+
+
+def _begin(config: TrainConfig, resumed: Run | None, strategy: tf.distribute.Strategy, chief: Chief) -> Begun:
     xla = use_xla(config.strategy, strategy)
     check_replicas(config, strategy.num_replicas_in_sync)
     make_repeatable(config.seed)
@@ -112,7 +129,7 @@ def begin(config: TrainConfig) -> Begun:
     attention = training_attention(config, sizes, xla)
     folders = {name: build(config, name, tokenizer) for name in config.tasks}
     manifests = {name: load_manifest(folder) for name, folder in folders.items()}
-    run = resumed or start_run(Path(config.run.dir), config, tokenizer, _facts(sizes, manifests))
+    run = resumed or start_run(Path(config.run.dir), config, tokenizer, _facts(sizes, manifests), chief)
     for name, manifest in manifests.items():
         check_examples(run, manifest)
         check_labels(run.tasks[name], manifest)
@@ -276,6 +293,14 @@ def _train_job(config: TrainConfig) -> None:
     others = [text for text in HydraConfig.get().overrides.task if not text.startswith("run.resume=")]
     if config.run.resume and others:
         raise ConfigError([Problem("run.resume", "stand alone: the run goes on with its own configuration", others)])
+    if config.strategy.kind == "multi_worker" and not config.run.resume:
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            rule = "be another one in a sweep: TensorFlow joins a cluster once a process"
+            raise ConfigError([Problem("strategy", rule, "multi_worker")])
+        if not any(text.startswith("run.dir=") for text in job.overrides.task):
+            rule = "be given with strategy=multi_worker: a folder that all workers share"
+            raise ConfigError([Problem("run.dir", rule, config.run.dir)])
     own = config.run.model_copy(update={"dir": str(entry.output_dir())})
     train(config.model_copy(update={"run": own}))
 

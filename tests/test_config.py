@@ -107,6 +107,15 @@ def test_all_mistakes_are_told_at_once_with_options_and_the_closest_match():
             ["strategy=one_device", "strategy.devices=[GPU:0,GPU:1]"],
             "strategy.devices must name one device with strategy=one_device",
         ),
+        (["strategy=multi_worker", "weighting=dwa"], "weighting must be static on several devices; got dwa"),
+        (
+            ["strategy=multi_worker", "strategy.devices=[GPU:0]"],
+            "strategy.devices must be null with strategy=multi_worker, which takes all GPUs it sees",
+        ),
+        (
+            ["strategy=multi_worker", "data.rebuild=true"],
+            "data.rebuild must be false with strategy=multi_worker, .*; got true",
+        ),
         (["model.trainable=last:0"], "model.trainable must be all, heads or last:<n>"),
         (["tasks.imdb.trainable=none"], "tasks.imdb.trainable must be all, heads or last:<n>"),
         (["run.resume=nowhere"], "run.resume must be a folder that bert_mtl.train wrote; got nowhere"),

@@ -151,10 +151,10 @@ def test_a_plugin_that_cannot_be_imported_is_named_beside_the_other_mistakes(pla
     if text:
         Path("ordinl.py").write_text(text)
     with pytest.raises(entry.ConfigError) as error:
-        config(PrepareConfig, "task=[tickets]", "data=full", "plugins=[ordinl]", "seed=x")
+        config(PrepareConfig, "task=[tickets]", "data=full", "plugins=[ordinl]", "data.seed=x")
     assert str(error.value).splitlines()[1:] == [
         f"plugins.0 must name a Python module that can be imported ({reason}); got ordinl.",
-        "seed must be a whole number; got x.",
+        "data.seed must be a whole number; got x.",
     ]
 
 

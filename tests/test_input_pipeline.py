@@ -306,6 +306,17 @@ def test_replicas_share_the_rows_of_every_step(pipeline, packing):
     assert_same(two.batches(epoch, 5), halves[10:])
 
 
+def test_a_worker_gets_the_batches_of_its_own_replicas(pipeline):
+    train = pipeline(*ALL, replicas=3, batch_size=30)
+    every = list(train.batches(train.first_epoch))
+    own = list(train.batches(train.first_epoch, skip=1, of=[2, 1]))
+    assert len(own) == 2 * (train.steps(train.first_epoch) - 1)
+    for number, batch in enumerate(own):
+        expected = every[3 * (1 + number // 2) + 2 - number % 2]
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
 def test_a_replica_may_go_without_examples(pipeline):
     dev = pipeline(*ALL, part="dev", packing="none", batch_size=4, replicas=4, counts=(13, 4, 4, 4))
     batches = list(dev.batches(dev.first_epoch))

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from bert_mtl.config import TrainConfig
 from bert_mtl.keeper import Keeper
 from bert_mtl.mixing import quotas, rates
-from bert_mtl.runs import RunError, load_variables, open_run, read_facts
+from bert_mtl.runs import RunError, load_model, load_variables, open_run, read_facts
 from bert_mtl.train import main, train, train_pipeline
 from conf import entry
 from data_prep.build import build
@@ -173,6 +173,14 @@ def test_a_task_counts_once_in_the_score_however_many_heads_it_has(whole):
 
 
 # What goes wrong.
+
+
+def test_a_run_goes_on_with_as_many_replicas_as_it_began(whole):
+    run = open_run(whole)
+    folders = {name: build(run.config, name, run.tokenizer) for name in run.tasks}
+    keeper = Keeper(run, train_pipeline(run, folders, replicas=2), {}, print)
+    with pytest.raises(RunError, match="run.resume must go on with 1 replicas, as it began; got 2"):
+        keeper.restore(load_model(run))
 
 
 def test_a_loss_that_is_not_finite_names_head_and_batch_and_keeps_the_last_state(toy_options, tmp_path):
