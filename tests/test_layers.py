@@ -12,7 +12,7 @@ ROOMS = ("conf", "spans", "bert_mtl", "data_prep", "serving", "benchmarks")
 ORDER = (
     "ahead", "labels", "kinds", "mixing", "rules", "config", "tasks", "tokenization", "weights", "vocabulary",
     "records", "encoding", "workers", "masking", "packing", "batches", "taught", "part_reader", "input_pipeline",
-    "pooling", "adapters", "encoder", "flash_attention", "attention", "checkpoints", "weighting", "multitask",
+    "pooling", "adapters", "encoder", "flash_attention", "attention", "checkpoints", "weighting", "r_drop", "multitask",
     "served", "optimization", "cluster", "rendezvous", "devices", "chief", "answers", "runs", "steps", "teachers",
     "text_batches", "keeper", "tracking", "baselines", "mistakes", "report",
 )  # fmt: skip

@@ -121,8 +121,8 @@ def test_a_command_says_what_a_chain_became_and_knows_tasks_of_one_s_own(start, 
 
 
 def test_a_sweep_keeps_its_problem(start):
-    configs = start("problem=mail_topic|trec", "--multirun", "seed=1,2")
-    assert [(config.seed, list(config.tasks), list(config.tasks["mail"].heads)) for config in configs] == [
+    configs = start("problem=mail_topic|trec", "--multirun", "data.seed=1,2")
+    assert [(config.data.seed, list(config.tasks), list(config.tasks["mail"].heads)) for config in configs] == [
         (1, ["mail", "trec"], ["topic"]),
         (2, ["mail", "trec"], ["topic"]),
     ]
