@@ -48,7 +48,7 @@ def main() -> None:
     own = {key: given.pop(key, default) for key, default in OWN.items()}
     common = ["data=full", f"data.path={own['data']}", *(f"{key}={value}" for key, value in given.items())]
     chosen = own["recipes"].split(",") if own["recipes"] else list(RECIPES)
-    scores = {}
+    scores: dict[str, dict[str, list[float]]] = {}
     runs, jobs = Path(own["runs"]), int(own["jobs"])
     adapted = Path(own["mlm"] or runs / "mlm")
     if any(RECIPES[name].pretrained for name in chosen) and not own["mlm"]:
