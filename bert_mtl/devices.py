@@ -57,9 +57,17 @@ def _multi_worker(config: StrategyConfig) -> tf.distribute.Strategy:
 
 
 def use_xla(config: StrategyConfig, strategy: tf.distribute.Strategy) -> bool:
-    """Whether the training step is compiled by XLA: as configured; `auto` compiles on GPUs."""
+    """Whether the training step is compiled by XLA: as configured; `auto` compiles on GPUs.
+
+    Raises:
+        ConfigError: it should be, where several CPUs share the step.
+    """
+    on_gpus = "GPU" in strategy.extended.worker_devices[0]
     if config.xla == "auto":
-        return "GPU" in strategy.extended.worker_devices[0]
+        return on_gpus
+    if config.xla and strategy.num_replicas_in_sync > 1 and not on_gpus:
+        rule = "be false or auto where several CPUs share a step: XLA sums between GPUs alone"
+        raise ConfigError([Problem("strategy.xla", rule, True)])
     return config.xla
 
 

@@ -18,6 +18,7 @@ import keras
 from keras import layers, ops
 
 from bert_mtl.adapters import TaskAdapter, TaskLayerNorm, is_own, stop_gradients
+from bert_mtl.dropout import Dropout
 
 # (query, key, value, bias) -> context: the bias `(rows, 1, length, length)` is `attention_bias`'s, all other tensors
 # are `(rows, length, heads, head_dim)`, the queries not yet scaled.
@@ -165,7 +166,7 @@ class BertEmbeddings(layers.Layer):
         super().__init__(**kwargs)
         self.config = config
         self.norm = _norm(config, "norm")
-        self.dropout = layers.Dropout(config.dropout, seed=seeds.getrandbits(31), dtype=self.dtype_policy)
+        self.dropout = Dropout(config.dropout, seed=seeds.getrandbits(31), dtype=self.dtype_policy)
 
     def build(self, states_shape) -> None:
         self.word_table = self._table("word_embeddings", self.config.vocab_size)
@@ -215,8 +216,8 @@ class TransformerLayer(layers.Layer):
             sizes = (config.tasks, config.adapter_dim, config.hidden_dim)
             self.adapter = TaskAdapter(*sizes, activation=gelu, dtype=policy, name="task_adapter")
         self.output_norm = _norm(config, "output_norm")
-        self.dropout = layers.Dropout(config.dropout, seed=seeds.getrandbits(31), dtype=policy)
-        self.attention_dropout = layers.Dropout(config.attention_dropout, seed=seeds.getrandbits(31), dtype=policy)
+        self.dropout = Dropout(config.dropout, seed=seeds.getrandbits(31), dtype=policy)
+        self.attention_dropout = Dropout(config.attention_dropout, seed=seeds.getrandbits(31), dtype=policy)
 
     def build(self, states_shape) -> None:
         for layer in (self.qkv, self.attention_output, self.attention_norm, self.intermediate, self.output_norm):

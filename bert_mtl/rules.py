@@ -76,9 +76,6 @@ def training_problems(config: TrainConfig) -> list[Problem]:
         found.append(Problem("data.rebuild", rule, True))
     if config.strategy.kind == "one_device" and devices and len(devices) > 1:
         found.append(Problem("strategy.devices", "name one device with strategy=one_device", devices))
-    if config.train.steps_per_execution > 1 and config.input.packing == "none":
-        rule = "be 1 with input.packing=none, whose batches have many shapes"
-        found.append(Problem("train.steps_per_execution", rule, config.train.steps_per_execution))
     if config.train.r_drop and not config.model.dropout:
         rule = "be 0 without model.dropout, which sets two readings apart"
         found.append(Problem("train.r_drop", rule, config.train.r_drop))
@@ -90,9 +87,6 @@ def training_problems(config: TrainConfig) -> list[Problem]:
 def replica_problems(config: TrainConfig) -> list[Problem]:
     """Of a training that several devices share, chosen so (`strategy=mirrored`, `multi_worker`) or found so."""
     found = []
-    if config.train.steps_per_execution > 1:
-        rule = "be 1 on several devices"
-        found.append(Problem("train.steps_per_execution", rule, config.train.steps_per_execution))
     if config.weighting.kind != "static":
         found.append(Problem("weighting", "be static on several devices", config.weighting.kind, ("static",)))
     return found

@@ -1,90 +1,73 @@
-"""The training step as one graph, on one device or many, and what it is called with."""
+"""The training step as a graph, on one device or many, and what it is called with."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from bert_mtl.input_pipeline import Epoch, Pipeline
 from bert_mtl.multitask import MultiTaskModel
-from bert_mtl.optimization import split_as
+from bert_mtl.wire import Wire
 
 
 def make_step(
-    model: MultiTaskModel, pipeline: Pipeline, strategy: tf.distribute.Strategy, xla: bool, block: int
-) -> Callable[..., None]:
-    """`model.train_step` for what `arguments` gives, on several replicas as a step of all; with `xla` compiled."""
-    if pipeline.replicas > 1:
-        replica_step = _replica_step(model, xla)
-        return tf.function(lambda batch: strategy.run(replica_step, (batch,)), autograph=False, reduce_retracing=True)
-    signature: list[Any] = [pipeline.signature]
-    if block > 1:
-        stacked = {name: tf.TensorSpec((block, *spec.shape), spec.dtype) for name, spec in pipeline.signature.items()}
-        signature = [stacked, tf.TensorSpec((), tf.int32)]
-    function = model.train_step if block == 1 else _loop(model)
-    step = tf.function(function, signature, autograph=False, jit_compile=xla)
-    return lambda *values: strategy.run(step, values)
+    model: MultiTaskModel, pipeline: Pipeline, strategy: tf.distribute.Strategy, xla: bool
+) -> Callable[[Sequence[Any]], None]:
+    """Takes the steps of a call: one for each of its batches, of all replicas together; with `xla` compiled.
+
+    A call looks up hundreds of variables in Python, which takes as long as a small step; the steps of one share that.
+    """
+    wire, train_step = Wire(pipeline.signature), model.train_step if pipeline.replicas == 1 else _replica_step(model)
+
+    def step(vector) -> None:
+        train_step(wire.unpack(vector))
+
+    if pipeline.replicas > 1 and not xla:  # replicas that meet outside of XLA do so in the outermost graph alone
+        whole = tf.function(lambda vector: strategy.run(step, (vector,)), autograph=False, reduce_retracing=True)
+        return lambda vectors: [whole(vector) for vector in vectors][-1]
+    once = tf.function(step, [wire.spec], autograph=False, jit_compile=xla)
+
+    def steps(vectors) -> None:
+        for vector in vectors:
+            once(vector)
+
+    return tf.function(lambda vectors: strategy.run(steps, (vectors,)), autograph=False, reduce_retracing=True)
 
 
-def _loop(model: MultiTaskModel) -> Callable[[dict[str, Any], Any], None]:
-    """Several steps as one graph: a call looks up hundreds of variables, which takes as long as a small step."""
-
-    def steps(batches, count) -> None:
-        def one(number):
-            model.train_step({name: values[number] for name, values in batches.items()})
-            return number + 1
-
-        tf.while_loop(lambda number: number < count, one, [0])
-
-    return steps
-
-
-def _replica_step(model: MultiTaskModel, xla: bool) -> Callable[[dict[str, Any]], None]:
-    """What each of several replicas does. It meets the others twice: for a few totals, and for losses and gradients as
-    one vector, whose sum all take the same step with. What lies between may be compiled: XLA leaves no graph."""
-    vectors, losses_size = model.optimizer.momentums, 1 + len(model.heads)
-
-    def contribution(batch, totals):
-        losses, gradients = model.contribution(batch, totals)
-        return tf.concat([losses, *(tf.reshape(gradient, (-1,)) for gradient in gradients)], axis=0)
-
-    def update(flat, totals) -> None:
-        model.update(flat[:losses_size], split_as(flat[losses_size:], vectors), totals)
-
-    compiled = (lambda function: tf.function(function, autograph=False, jit_compile=True)) if xla else lambda f: f
-    totals_of, contribution, update = map(compiled, (model.totals, contribution, update))
+def _replica_step(model: MultiTaskModel) -> Callable[[dict[str, Any]], None]:
+    """What each of several replicas does. It meets the others twice: for a few totals, and for losses and gradients,
+    whose sums all take the same step with."""
 
     def step(batch) -> None:
         context = tf.distribute.get_replica_context()
-        totals = context.all_reduce(tf.distribute.ReduceOp.SUM, totals_of(batch))
-        update(context.all_reduce(tf.distribute.ReduceOp.SUM, contribution(batch, totals)), totals)
+        totals = context.all_reduce(tf.distribute.ReduceOp.SUM, model.totals(batch))
+        losses, gradients = model.contribution(batch, totals)
+        losses, *gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, [losses, *gradients])
+        model.update(losses, gradients, totals)
 
     return step
 
 
 def arguments(
     pipeline: Pipeline, epoch: Epoch, skip: int, strategy: tf.distribute.Strategy, block: int
-) -> Iterator[tuple[int, tuple]]:
-    """For every call, behind the first `skip` steps: how many steps it takes, and what it is called with."""
-    here = _replicas_here(strategy)
+) -> Iterator[list[Any]]:
+    """For every call, behind the first `skip` steps: the batches of at most `block` steps, on their devices."""
+    wire, here = Wire(pipeline.signature), _replicas_here(strategy)
     batches = pipeline.batches(epoch, skip, here)
-    if pipeline.replicas > 1:
-        for replicas in zip(*[batches] * len(here), strict=True):
-            tensors = dict(zip(here, map(_tensors, replicas), strict=True))
-            each = strategy.experimental_distribute_values_from_function(
-                lambda context, own=tensors: own[context.replica_id_in_sync_group]
-            )
-            yield 1, (each,)
-    elif block == 1:
-        for batch in batches:
-            yield 1, (_tensors(batch),)
-    else:
-        while taken := list(itertools.islice(batches, block)):
-            filled = taken + taken[-1:] * (block - len(taken))
-            stacked = {name: np.stack([batch[name] for batch in filled]) for name in taken[0]}
-            yield len(taken), (_tensors(stacked), tf.constant(len(taken), tf.int32))
+    steps = zip(*[batches] * len(here), strict=True)
+
+    def placed(replicas: tuple[dict[str, Any], ...]) -> Any:
+        vectors = []
+        for device, batch in zip(strategy.extended.worker_devices, replicas, strict=True):
+            with tf.device(device):
+                vectors.append(tf.constant(wire.pack(batch)))
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: vectors[context.replica_id_in_sync_group - here.start]
+        )
+
+    while taken := list(itertools.islice(steps, block)):
+        yield [placed(replicas) for replicas in taken]
 
 
 def _replicas_here(strategy: tf.distribute.Strategy) -> range:
@@ -93,7 +76,3 @@ def _replicas_here(strategy: tf.distribute.Strategy) -> range:
     if strategy.cluster_resolver is not None:
         first = strategy.cluster_resolver.task_id * count
     return range(first, first + count)
-
-
-def _tensors(batch: dict[str, Any]) -> dict[str, tf.Tensor]:
-    return {name: tf.constant(array) for name, array in batch.items()}

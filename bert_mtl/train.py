@@ -144,15 +144,15 @@ def fit(begun: Begun, keeper: Keeper) -> None:
     """Runs the epochs that are still to do; one interrupted inside an epoch goes on at its very next step."""
     _, _, pipeline, strategy, xla, model = begun
     keeper.restore(model)
-    block = keeper.settings.steps_per_execution
-    step = make_step(model, pipeline, strategy, xla, block)
+    take = make_step(model, pipeline, strategy, xla)
     while not keeper.done:
         keeper.begin_epoch()
+        block = min(keeper.settings.steps_per_execution, keeper.settings.save_every)
         make = functools.partial(arguments, pipeline, keeper.epoch, keeper.offset, strategy, block)
         with closing(keeper), closing(ahead(make)) as calls:
-            for steps, values in calls:
-                step(*values)
-                keeper.end_steps(steps)
+            for steps in calls:
+                take(steps)
+                keeper.end_steps(len(steps))
             keeper.end_epoch()
 
 

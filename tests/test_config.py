@@ -94,14 +94,6 @@ def test_all_mistakes_are_told_at_once_with_options_and_the_closest_match():
         (["tokenizer.max_length=16"], r"input.pad_to must be at most tokenizer.max_length \(16\)"),
         (["input.row_length=64"], r"input.row_length must be null or at least tokenizer.max_length \(\d+\); got 64"),
         (["train.patience=2", "train.select=last"], "train.patience must be null with train.select=last"),
-        (
-            ["strategy=mirrored", "train.steps_per_execution=4"],
-            "train.steps_per_execution must be 1 on several devices; got 4",
-        ),
-        (
-            ["input.packing=none", "train.steps_per_execution=4"],
-            "train.steps_per_execution must be 1 with input.packing=none, .*; got 4",
-        ),
         (["strategy=mirrored", "weighting=dwa"], "weighting must be static on several devices; got dwa"),
         (
             ["strategy=one_device", "strategy.devices=[GPU:0,GPU:1]"],

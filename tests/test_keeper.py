@@ -65,7 +65,7 @@ def test_a_killed_run_resumes_to_the_very_numbers_of_one_that_was_not(whole, two
 
 
 def test_several_steps_a_call_are_the_same_steps(whole, two_tasks, tmp_path):
-    options = [*two_tasks, f"run.dir={tmp_path}", "train.steps_per_execution=4", "train.save_every=3"]
+    options = [*two_tasks, f"run.dir={tmp_path}", "train.steps_per_execution=4", "train.save_every=6"]
     steps = []
     patched = Keeper.end_steps
     with pytest.MonkeyPatch.context() as patch:

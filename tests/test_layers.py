@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("conf", "spans", "bert_mtl", "data_prep", "serving", "benchmarks")
 ORDER = (
-    "ahead", "labels", "kinds", "mixing", "rules", "config", "tasks", "tokenization", "weights", "vocabulary",
-    "records", "encoding", "workers", "masking", "packing", "batches", "taught", "part_reader", "input_pipeline",
-    "pooling", "adapters", "encoder", "flash_attention", "attention", "checkpoints", "weighting", "r_drop", "multitask",
-    "served", "optimization", "cluster", "rendezvous", "devices", "chief", "answers", "runs", "steps", "teachers",
-    "text_batches", "keeper", "tracking", "baselines", "mistakes", "report",
+    "ahead", "dropout", "labels", "kinds", "mixing", "rules", "config", "tasks", "tokenization", "weights",
+    "vocabulary", "records", "encoding", "workers", "masking", "packing", "batches", "taught", "part_reader",
+    "input_pipeline", "pooling", "adapters", "encoder", "flash_attention", "attention", "checkpoints", "weighting",
+    "r_drop", "multitask", "served", "optimization", "cluster", "rendezvous", "devices", "chief", "answers", "runs",
+    "wire", "steps", "teachers", "text_batches", "keeper", "tracking", "baselines", "mistakes", "report",
 )  # fmt: skip
 ENTRIES = ("train", "evaluate", "predict", "embed", "export")
 DATA_PREP_MAY = {

@@ -132,10 +132,10 @@ print(json.dumps({"epochs": keeper.epochs, "said": said, "failed": failed, "best
 
 
 @pytest.mark.slow
-def test_workers_whose_step_xla_compiles_agree_with_the_chief_on_every_number(toy_options, tmp_path):
+def test_workers_agree_with_the_chief_on_every_number(toy_options, tmp_path):
     options = [*toy_options, *EXACT, "train.epochs=2", f"run.dir={tmp_path}/two"]
     port = two_ports()
-    together = ["strategy=multi_worker", "strategy.xla=true", f"strategy.port={port}"]
+    together = ["strategy=multi_worker", f"strategy.port={port}"]
     with workers(["-c", WORKER, *options, *together], by_slurm()) as tasks:
         said = [process.communicate(timeout=90) for process in tasks]
         assert [process.returncode for process in tasks] == [0, 0], said

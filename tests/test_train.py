@@ -79,12 +79,10 @@ train(entry.compose("train", sys.argv[1:], TrainConfig))
 """
 
 
-@pytest.mark.parametrize("xla", ["false", "true"])
-def test_two_replicas_follow_the_losses_of_one_device_in_every_head(multi_options, tmp_path, xla):
+def test_two_replicas_follow_the_losses_of_one_device_in_every_head(multi_options, tmp_path):
     exact = ["model.dropout=0.0", "optimizer.clip_norm=0.1", "optimizer.accumulate=2", "train.epochs=2"]
     options = [*two_tasks(multi_options), *exact, "input.row_length=40", "train.test=false"]
     mirrored = ["strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]", f"run.dir={tmp_path / 'two'}"]
-    mirrored.append(f"strategy.xla={xla}")
     subprocess.run([sys.executable, "-c", MIRRORED, *options, *mirrored], check=True, capture_output=True)
     run_training(options, tmp_path / "one")
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
@@ -96,6 +94,14 @@ def test_two_replicas_follow_the_losses_of_one_device_in_every_head(multi_option
 
 
 # What is refused.
+
+
+def test_xla_is_refused_where_several_cpus_share_a_step(toy_options, tmp_path):
+    options = [*toy_options, "strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]", "strategy.xla=true"]
+    command = [sys.executable, "-c", MIRRORED, *options, f"run.dir={tmp_path / 'two'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "strategy.xla must be false or auto where several CPUs share a step" in done.stderr
+    assert not (tmp_path / "two").exists()
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(toy_run, toy_options):

@@ -12,6 +12,7 @@ from keras import layers, ops
 from pydantic import PositiveFloat, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from bert_mtl.dropout import Dropout
 from bert_mtl.labels import LabelSpec
 from conf.errors import Problem, Schema
 
@@ -255,7 +256,7 @@ class DenseLayer(layers.Layer):
     def __init__(self, context: LayerContext, units: int, bias: np.ndarray | float = 0.0):
         super().__init__(name=context.name, dtype="float32")
         self.hidden_dim = context.hidden_dim
-        self.dropout = layers.Dropout(context.dropout, seed=context.seed, dtype="float32")
+        self.dropout = Dropout(context.dropout, seed=context.seed, dtype="float32")
         self.dense = dense(units)
         self.build()
         self.dense.bias.assign(np.broadcast_to(bias, (units,)))
