@@ -2,8 +2,8 @@
 
     python -m benchmarks.imdb data=../shared/data [recipes=plain,adapted,…] [test=plain,…] [seeds=1,2,3]
 
-Every recipe is trained with each seed on the same examples (`data.seed`), and compared by the accuracy on dev after its
-last epoch. Test is looked at for the recipes named by `test`, by the same runs. All but `plain` start from a run of
+Every recipe is what `experiment=imdb_minilm` is with some settings changed (`longer` with none), trained with each seed
+on the same examples (`data.seed`), and compared by the accuracy on dev after its last epoch. Test is looked at for the recipes named by `test`, by the same runs. All but `plain` start from a run of
 `experiment=imdb_mlm` (the folder `mlm`, where it is given; else it is trained first).
 Runs are kept in the folder `runs`, so that an interrupted call goes on. Further arguments are settings for all runs;
 `jobs` run at a time over `gpus` (such as 0,1). The result is `benchmarks/results/<result>.json`.
@@ -31,15 +31,18 @@ class Recipe(NamedTuple):
     taught: str | None = None
 
 
+THREE, PLAIN = "train.epochs=3", ("train.epochs=3", "train.r_drop=0")
 RECIPES = {
     "plain": Recipe(("train.select=last",), pretrained=False),
-    "adapted": Recipe(),
-    "layer_decay": Recipe(("optimizer.layer_decay=0.85",)),
-    "ema": Recipe(("optimizer.ema=0.999",)),
-    "r_drop": Recipe(("train.r_drop=1",)),
-    "sst2": Recipe(("task=[imdb,sst2]", "tasks.sst2.limit=20000")),
-    "taught": Recipe(("distill.weight=0.7",), taught="adapted"),
-    "unsup": Recipe(("task=[imdb,imdb_unsup]", "distill.weight=0.7"), taught="adapted"),
+    "adapted": Recipe((*PLAIN, "optimizer.ema=null", "optimizer.learning_rate=1e-4")),
+    "ema": Recipe(PLAIN),
+    "r_drop": Recipe((THREE,)),
+    "fast": Recipe((THREE, "optimizer.learning_rate=1e-4")),
+    "layer_decay": Recipe((THREE, "optimizer.layer_decay=0.9")),
+    "sst2": Recipe((THREE, "task=[imdb,sst2]", "tasks.sst2.limit=20000")),
+    "longer": Recipe(),
+    "taught": Recipe(("distill.weight=0.7",), taught="longer"),
+    "unsup": Recipe(("task=[imdb,imdb_unsup]", "distill.weight=0.7"), taught="longer"),
 }
 
 
