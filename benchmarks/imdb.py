@@ -2,9 +2,10 @@
 
     python -m benchmarks.imdb data=../shared/data [recipes=plain,adapted,…] [test=plain,…] [seeds=1,2,3]
 
-Every recipe is what `experiment=imdb_minilm` is with some settings changed (`longer` with none), trained with each seed
-on the same examples (`data.seed`), and compared by the accuracy on dev after its last epoch. Test is looked at for the recipes named by `test`, by the same runs. All but `plain` start from a run of
-`experiment=imdb_mlm` (the folder `mlm`, where it is given; else it is trained first).
+Every recipe is `experiment=imdb_minilm` with some settings changed (`longer` with none), trained with each seed on the
+same examples (`data.seed`), and compared by the accuracy on dev after its last epoch. Test is looked at for the recipes
+named by `test`, by the same runs. All but `plain` start from a run of `experiment=imdb_mlm` (the folder `mlm`, where it
+is given; else it is trained first).
 Runs are kept in the folder `runs`, so that an interrupted call goes on. Further arguments are settings for all runs;
 `jobs` run at a time over `gpus` (such as 0,1). The result is `benchmarks/results/<result>.json`.
 """

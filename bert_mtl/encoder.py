@@ -238,11 +238,19 @@ class TransformerLayer(layers.Layer):
         """Returns the heads' contexts side by side, `(rows * length, hidden_dim)`."""
         rows, _, _, length = ops.shape(bias)
         shape = (rows, length, self.num_heads, self.head_dim)
-        query, key, value = (ops.reshape(part, shape) for part in ops.split(self.qkv(states), 3, axis=-1))
+        query, key, value = (ops.reshape(part, shape) for part in self._projected(states))
         attention = self.training_attention if training else None
         if attention is None:
             attention = partial(plain_attention, drop=partial(self.attention_dropout, training=training))
         return ops.reshape(attention(query, key, value, bias), (-1, self.num_heads * self.head_dim))
+
+    def _projected(self, states):
+        """Queries, keys and values by a product each: attention reads them as arrays of their own, and parts of one
+        product would be copied."""
+        kernels, biases = (
+            ops.split(ops.cast(variable, self.compute_dtype), 3, axis=-1) for variable in self.qkv.weights
+        )
+        return [ops.matmul(states, kernel) + bias for kernel, bias in zip(kernels, biases, strict=True)]
 
     def _add_and_norm(self, norm, states, update, tasks, training):
         return ops.cast(norm(states + self.dropout(update, training=training), tasks), self.compute_dtype)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bert_mtl.adapters import TaskAdapter, TaskLayerNorm, frozen_blocks
+from bert_mtl.adapters import TaskAdapter, TaskLayerNorm, frozen_blocks, standardized
 from bert_mtl.encoder import BertEncoder, EncoderConfig
 
 PLAIN = EncoderConfig(50, hidden_dim=16, num_layers=2, num_heads=4, intermediate_dim=24, max_positions=12, tasks=3)
@@ -73,6 +73,27 @@ def test_an_adapter_is_a_small_network_of_each_task_s_own():
         inner = np.tanh(states[token] @ down[:, mine] + down_bias[mine])
         expected[token] += inner @ up[mine] + adapter.up_bias.numpy()[task]
     np.testing.assert_allclose(numpy(adapter(states, MEMBERSHIP)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_states_are_standardised_and_the_gradient_is_that_of_the_single_operations(xla):
+    random = np.random.default_rng(0)
+    states, weights = (tf.constant(random.normal(2, 3, (5, 7, 16)), tf.float32) for _ in range(2))
+
+    def plain(states, epsilon):
+        mean, variance = tf.nn.moments(states, -1, keepdims=True)
+        return (states - mean) / tf.sqrt(variance + epsilon)
+
+    def both(function):
+        with tf.GradientTape() as tape:
+            tape.watch(states)
+            outputs = function(states, 1e-3)
+            loss = tf.reduce_sum(outputs * weights)
+        return outputs, tape.gradient(loss, states)
+
+    ours = tf.function(lambda: both(standardized), jit_compile=xla)()
+    for found, expected in zip(ours, both(plain), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-6)
 
 
 def test_a_layer_norm_adds_each_task_s_own_gain_and_bias_to_the_shared_ones():
