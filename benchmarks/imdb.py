@@ -5,7 +5,7 @@
 Every recipe is `experiment=imdb_minilm` with some settings changed (`longer` with none), trained with each seed on the
 same examples (`data.seed`), and compared by the accuracy on dev after its last epoch. Test is looked at for the recipes
 named by `test`, by the same runs. All but `plain` start from a run of `experiment=imdb_mlm` (the folder `mlm`, where it
-is given; else it is trained first).
+is given; else it is trained first); what teaches a recipe is a recipe too, chosen with it.
 Runs are kept in the folder `runs`, so that an interrupted call goes on. Further arguments are settings for all runs;
 `jobs` run at a time over `gpus` (such as 0,1). The result is `benchmarks/results/<result>.json`.
 """
@@ -51,7 +51,8 @@ def main() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     own = {key: given.pop(key, default) for key, default in OWN.items()}
     common = ["data=full", f"data.path={own['data']}", *(f"{key}={value}" for key, value in given.items())]
-    chosen = own["recipes"].split(",") if own["recipes"] else list(RECIPES)
+    named = own["recipes"].split(",") if own["recipes"] else list(RECIPES)
+    chosen = list(dict.fromkeys([*filter(None, (RECIPES[name].taught for name in named)), *named]))
     scores: dict[str, dict[str, list[float]]] = {}
     runs, jobs = Path(own["runs"]), int(own["jobs"])
     adapted = Path(own["mlm"] or runs / "mlm")

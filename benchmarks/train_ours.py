@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,11 @@ from conf import entry
 
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
-    found = {"prepare": prepare, "time": time_steps}[request["mode"]](request)
+    processors = tf.config.list_physical_devices("CPU")
+    if request.get("devices", 1) > 1 and not tf.config.list_physical_devices("GPU"):  # a trial: parts of one CPU
+        parts = [tf.config.LogicalDeviceConfiguration()] * request["devices"]
+        tf.config.set_logical_device_configuration(processors[0], parts)
+    found = {"prepare": prepare, "time": time_steps, "losses": losses_of_steps}[request["mode"]](request)
     Path(request["out"]).write_text(json.dumps(found))
 
 
@@ -79,6 +83,30 @@ class Clock(Keeper):
         return time.perf_counter()
 
 
+class Losses(Keeper):
+    """A keeper that notes the mean loss of the epoch after each of `steps` steps."""
+
+    def __init__(self, steps: int, *args: Any):
+        super().__init__(*args)
+        self.most, self.losses = steps, list[float]()
+
+    def end_steps(self, count: int) -> None:
+        super().end_steps(count)
+        self.losses.append(float(self.model.loss_means[0].result()))
+        if len(self.losses) == self.most:
+            raise Finished
+
+
+def losses_of_steps(request: dict) -> list[float]:
+    """The mean loss after each of the first steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun = begin(training_config(request, folder))
+        keeper = Losses(request["steps"], begun.run, begun.pipeline, {}, lambda values, step: None)
+        with suppress(Finished):
+            fit(begun, keeper)
+    return keeper.losses
+
+
 def time_steps(request: dict) -> dict:
     """Seconds and work of the timed steps, seconds of the first one, the device's peak and its memory."""
     with tempfile.TemporaryDirectory() as folder:
@@ -86,10 +114,8 @@ def time_steps(request: dict) -> dict:
         run, pipeline, model = begun.run, begun.pipeline, begun.model
         check_steps(pipeline, request)
         clock = Clock(request, run, pipeline, {}, lambda values, step: None)
-        try:
+        with suppress(Finished):
             fit(begun, clock)
-        except Finished:
-            pass
     work = work_of(steps_of(pipeline, clock.begin, clock.end))
     is_gpu = bool(tf.config.list_physical_devices("GPU"))
     return {
@@ -133,9 +159,9 @@ def check_steps(pipeline: Pipeline, request: dict) -> None:
 
 
 def steps_of(pipeline: Pipeline, begin: int, end: int) -> list[dict]:
-    """The batches of those steps of the first epoch."""
+    """The batches of those steps of the first epoch, of all replicas."""
     with closing(pipeline.batches(pipeline.first_epoch, begin)) as batches:
-        return list(itertools.islice(batches, end - begin))
+        return list(itertools.islice(batches, (end - begin) * pipeline.replicas))
 
 
 def work_of(batches: Iterable[dict]) -> Work:

@@ -30,13 +30,14 @@ FULL_MLM = "tasks.imdb_mlm.sources.full.parts.train=train"  # a folder may lack 
 
 
 class Workload(NamedTuple):
-    """What is trained: `steps` are timed, of `batch` examples on average."""
+    """What is trained: `steps` are timed, of `batch` examples a device on average; ours on so many `devices`."""
 
     tasks: str
     max_length: int
     batch: int
     steps: int
     settings: tuple[str, ...] = ()
+    devices: int = 1
 
 
 class Job(NamedTuple):
@@ -45,8 +46,8 @@ class Job(NamedTuple):
     side: str  # ours or peer
 
 
-def main(workloads: dict[str, Workload], defaults: dict[str, str], trainer: bool = False) -> None:
-    """Measures the workloads of the command line; a row of the result is stored as soon as it is there."""
+def main(workloads: dict[str, Workload], defaults: dict[str, str], trainer: bool = False) -> list[dict]:
+    """Measures the workloads of the command line and returns their rows; each is stored as soon as it is there."""
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     own = {key: given.pop(key, default) for key, default in (OWN | defaults).items()}
     chosen = {name: changed(workloads[name], own) for name in own["workloads"].split(",")}
@@ -71,6 +72,7 @@ def main(workloads: dict[str, Workload], defaults: dict[str, str], trainer: bool
                 facts = {name: workload._asdict() for name, workload in chosen.items()}
                 save(own["result"], {"rows": rows, "workloads": facts, "settings": settings}, "numpy")
     show(rows)
+    return rows
 
 
 def changed(workload: Workload, own: dict[str, str]) -> Workload:
@@ -102,7 +104,9 @@ class Requests:
     def of(self, job: Job) -> Path:
         """The file for a training."""
         workload, sizes = self.workloads[job.workload], SIZES[job.model]
-        own = {"overrides": [*self.overrides(job.workload), *self.model(job.model)]}
+        overrides = [*self.overrides(job.workload), *self.model(job.model)]
+        overrides += devices(workload.devices, self.own["gpu"] == "yes")
+        own = {"overrides": overrides, "devices": workload.devices}
         peer = {
             "examples": self.examples(job.workload),
             "batch": workload.batch,
@@ -128,7 +132,7 @@ class Requests:
             "data=full",
             f"data.path={Path(self.own['data']).resolve()}",
             f"tokenizer.max_length={workload.max_length}",
-            f"train.batch_size={workload.batch}",
+            f"train.batch_size={workload.batch * workload.devices}",
             "train.save_every=1000000",
             *workload.settings,
             *self.settings,
@@ -156,11 +160,18 @@ class Requests:
         return file
 
 
+def devices(count: int, gpu: bool) -> list[str]:
+    """Settings that train on the first so many devices."""
+    names = ",".join(f"{'GPU' if gpu else 'CPU'}:{number}" for number in range(count))
+    return [f"strategy={'mirrored' if count > 1 else 'one_device'}", f"strategy.devices=[{names}]"]
+
+
 class Process:
     """A training that gets ready at once, and measures when it is told to."""
 
     def __init__(self, job: Job, requests: Requests):
         self.job, self.file = job, requests.of(job)
+        self.devices = requests.workloads[job.workload].devices if job.side == "ours" else 1
         if job.side == "ours":
             command, own = [sys.executable, "-m", "benchmarks.train_ours"], {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
             environment = os.environ | own
@@ -193,7 +204,8 @@ class Process:
             return {"error": self.log.read_text(errors="replace")[-1500:]}
         result = json.loads(out.read_text())
         work = result["work"] = Work(*result["work"])._asdict()
-        share = mfu(SIZES[self.job.model], Work(**work), result["seconds"], result["peak_flops"])
+        peak_flops = result["peak_flops"] * self.devices
+        share = mfu(SIZES[self.job.model], Work(**work), result["seconds"], peak_flops)
         rate = round(work["tokens"] / result["seconds"])
         rounded = {
             key: round(result[key], 3) for key in ("seconds", "processor_seconds", "compile_seconds") if key in result
