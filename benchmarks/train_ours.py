@@ -152,8 +152,10 @@ def training_config(request: dict, folder: str) -> TrainConfig:
 
 
 def check_steps(pipeline: Pipeline, request: dict) -> None:
-    """Between epochs there is more to do than steps, so all must be of one."""
-    needed, there = sum(request[key] for key in ("warmup", "settle", "steps")), pipeline.steps(pipeline.first_epoch)
+    """Between epochs there is more to do than steps, so all must be of one; each count ends with a call of steps."""
+    call = entry.compose("train", request["overrides"], TrainConfig).train.steps_per_execution
+    needed = sum(-(-request[key] // call) * call for key in ("warmup", "settle", "steps"))
+    there = pipeline.steps(pipeline.first_epoch)
     if needed > there:
         raise SystemExit(f"warmup, settling and steps must be within an epoch of {there} steps; got {needed}.")
 

@@ -238,15 +238,17 @@ class TransformerLayer(layers.Layer):
         """Returns the heads' contexts side by side, `(rows * length, hidden_dim)`."""
         rows, _, _, length = ops.shape(bias)
         shape = (rows, length, self.num_heads, self.head_dim)
-        query, key, value = (ops.reshape(part, shape) for part in self._projected(states))
+        query, key, value = (ops.reshape(part, shape) for part in self._projected(states, training))
         attention = self.training_attention if training else None
         if attention is None:
             attention = partial(plain_attention, drop=partial(self.attention_dropout, training=training))
         return ops.reshape(attention(query, key, value, bias), (-1, self.num_heads * self.head_dim))
 
-    def _projected(self, states):
-        """Queries, keys and values by a product each: attention reads them as arrays of their own, and parts of one
-        product would be copied."""
+    def _projected(self, states, training):
+        """Queries, keys and values: in training a product each, because flash attention reads them as arrays of their
+        own, and parts of one product would be copied; else parts of one, whose weights need no copies."""
+        if not training:
+            return ops.split(self.qkv(states), 3, axis=-1)
         kernels, biases = (
             ops.split(ops.cast(variable, self.compute_dtype), 3, axis=-1) for variable in self.qkv.weights
         )

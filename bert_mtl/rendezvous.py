@@ -28,8 +28,8 @@ def _gather(cluster: Cluster, deadline: float) -> list[int]:
     expected = {COME % rank: rank for rank in range(1, len(cluster.addresses))}
     try:
         with _listen(cluster.addresses[0], port) as server:
-            while len(came) < len(expected) and (left := deadline - time.monotonic()) > 0:
-                server.settimeout(left)
+            while not _all_here(came, len(expected)) and (left := deadline - time.monotonic()) > 0:
+                server.settimeout(min(POLL, left))
                 try:
                     caller, _ = server.accept()
                     caller.settimeout(POLL)
@@ -40,6 +40,7 @@ def _gather(cluster: Cluster, deadline: float) -> list[int]:
                     caller.close()
                 else:
                     came[rank] = caller
+        _all_here(came, len(expected))
         missing = sorted(set(expected.values()) - set(came))
         for caller in came.values():
             if not missing:
@@ -50,11 +51,30 @@ def _gather(cluster: Cluster, deadline: float) -> list[int]:
             caller.close()
 
 
+def _all_here(came: dict[int, socket.socket], count: int) -> bool:
+    """Whether `count` workers are here, once those who have gone again are forgotten."""
+    for rank in [rank for rank, caller in came.items() if _gone(caller)]:
+        came.pop(rank).close()
+    return len(came) == count
+
+
+def _gone(call: socket.socket) -> bool:
+    call.setblocking(False)
+    try:
+        return not call.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:  # nothing to read: it waits
+        return False
+    except OSError:
+        return True
+    finally:
+        call.settimeout(POLL)
+
+
 def _listen(address: str, port: int) -> socket.socket:
     both = socket.has_dualstack_ipv6()
     try:
         return socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the port is taken, or no port
         raise ConfigError([Problem("strategy.cluster", f"give the chief a free port ({error})", address)]) from error
 
 

@@ -14,25 +14,32 @@ from bert_mtl.wire import Wire
 def make_step(
     model: MultiTaskModel, pipeline: Pipeline, strategy: tf.distribute.Strategy, xla: bool
 ) -> Callable[[Sequence[Any]], None]:
-    """Takes the steps of a call: one for each of its batches, of all replicas together; with `xla` compiled.
+    """What takes the steps of a call, one for each of its batches, of all replicas together; with `xla` compiled.
 
-    A call looks up hundreds of variables in Python, which takes as long as a small step; the steps of one share that.
+    A call looks up hundreds of variables in Python, which takes as long as a small step of a GPU: there all steps of it
+    are in one graph, which calls the compiled step. Otherwise each has a call of its own, as TensorFlow would copy the
+    step into that graph, and replicas that meet outside of XLA do so in the outermost graph alone.
     """
     wire, train_step = Wire(pipeline.signature), model.train_step if pipeline.replicas == 1 else _replica_step(model)
 
     def step(vector) -> None:
         train_step(wire.unpack(vector))
 
-    if pipeline.replicas > 1 and not xla:  # replicas that meet outside of XLA do so in the outermost graph alone
-        whole = tf.function(lambda vector: strategy.run(step, (vector,)), autograph=False, reduce_retracing=True)
-        return lambda vectors: [whole(vector) for vector in vectors][-1]
-    once = tf.function(step, [wire.spec], autograph=False, jit_compile=xla)
+    if xla:
+        once = tf.function(step, [wire.spec], autograph=False, jit_compile=True)
 
-    def steps(vectors) -> None:
+        def steps(vectors) -> None:
+            for vector in vectors:
+                once(vector)
+
+        return tf.function(lambda vectors: strategy.run(steps, (vectors,)), autograph=False, reduce_retracing=True)
+    alone = tf.function(lambda vector: strategy.run(step, (vector,)), autograph=False, reduce_retracing=True)
+
+    def one_by_one(vectors) -> None:
         for vector in vectors:
-            once(vector)
+            alone(vector)
 
-    return tf.function(lambda vectors: strategy.run(steps, (vectors,)), autograph=False, reduce_retracing=True)
+    return one_by_one
 
 
 def _replica_step(model: MultiTaskModel) -> Callable[[dict[str, Any]], None]:

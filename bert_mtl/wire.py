@@ -34,9 +34,15 @@ class Wire:
         self.spec = tf.TensorSpec((None if self.growing else sum(self.sizes.values()),), tf.float32)
 
     def pack(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The vector of a batch."""
-        arrays = (np.asarray(batch[name], spec.dtype.as_numpy_dtype) for name, spec in self.signature.items())
-        return np.concatenate([array.ravel().view(np.float32) for array in arrays])
+        """The vector of a batch. Raises ValueError for an array of another shape, TypeError for one of another kind of
+        numbers."""
+        words = []
+        for name, spec in self.signature.items():
+            array = np.asarray(batch[name])
+            if not spec.shape.is_compatible_with(array.shape):
+                raise ValueError(f"{name} must be of shape {tuple(spec.shape)}; got {array.shape}.")
+            words.append(array.astype(spec.dtype.as_numpy_dtype, casting="same_kind").ravel().view(np.float32))
+        return np.concatenate(words)
 
     def unpack(self, vector: tf.Tensor) -> dict[str, tf.Tensor]:
         """The arrays of a vector."""

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 import threading
 import time
 
@@ -156,6 +157,23 @@ def test_workers_wait_for_the_chief_and_strangers_do_not_count():
         for thread, became in threads:
             thread.join()
             assert became == [None]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_worker_that_came_and_died_is_waited_for_anew(reset):
+    addresses = cluster_here(3)
+    chief = started(addresses, 0, 20)
+    with calling(int(addresses[0].split(":")[1])) as dying:
+        dying.sendall(b"bert_mtl worker 1\n")
+        if reset:
+            dying.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    other = started(addresses, 2, 20)
+    time.sleep(1)
+    assert chief[1] == other[1] == []
+    again = started(addresses, 1, 20)
+    for thread, became in (chief, other, again):
+        thread.join()
+        assert became == [None]
 
 
 def calling(port: int) -> socket.socket:

@@ -13,7 +13,10 @@ FIXED = {
     "label.imdb": tf.TensorSpec((4,), tf.int32),
     "label.vectors": tf.TensorSpec((4, 2), tf.float32),
 }
-GROWING = FIXED | {"token_ids": tf.TensorSpec((2, None), tf.int32), "label.slots": tf.TensorSpec((2, None), tf.int32)}
+GROWING = FIXED | {
+    "token_ids": tf.TensorSpec((2, None), tf.int32),
+    "label.slots": tf.TensorSpec((2, None, 3), tf.float32),
+}
 
 
 def batch(signature: dict[str, tf.TensorSpec], length: int) -> dict[str, np.ndarray]:
@@ -47,6 +50,18 @@ def test_arrays_of_other_types_become_those_of_the_signature():
     found = Wire(FIXED).unpack(Wire(FIXED).pack(arrays))
     assert found["label.imdb"].numpy().tolist() == [0, 1, 2, 3]
     assert float(found["examples"]) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "error", "message"),
+    [
+        ("label.imdb", np.zeros(5, np.int32), ValueError, r"label.imdb must be of shape \(4,\); got \(5,\)\."),
+        ("label.imdb", np.zeros(4, np.float32), TypeError, "Cannot cast array data from .*float32"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(name, array, error, message):
+    with pytest.raises(error, match=message):
+        Wire(FIXED).pack(batch(FIXED, 3) | {name: array})
 
 
 def test_numbers_of_another_width_are_refused():
