@@ -28,7 +28,7 @@ def _gather(cluster: Cluster, deadline: float) -> list[int]:
     expected = {COME % rank: rank for rank in range(1, len(cluster.addresses))}
     try:
         with _listen(cluster.addresses[0], port) as server:
-            while not _all_here(came, len(expected)) and (left := deadline - time.monotonic()) > 0:
+            while (left := deadline - time.monotonic()) > 0 and not _all_here(came, len(expected)):
                 server.settimeout(min(POLL, left))
                 try:
                     caller, _ = server.accept()
@@ -40,7 +40,6 @@ def _gather(cluster: Cluster, deadline: float) -> list[int]:
                     caller.close()
                 else:
                     came[rank] = caller
-        _all_here(came, len(expected))
         missing = sorted(set(expected.values()) - set(came))
         for caller in came.values():
             if not missing:
