@@ -2,10 +2,11 @@
 
     python -m benchmarks.imdb data=../shared/data [recipes=plain,adapted,…] [test=plain,…] [seeds=1,2,3]
 
-Every recipe is `experiment=imdb_minilm` with some settings changed (`longer` with none), trained with each seed on the
-same examples (`data.seed`), and compared by the accuracy on dev after its last epoch. Test is looked at for the recipes
-named by `test`, by the same runs. All but `plain` start from a run of `experiment=imdb_mlm` (the folder `mlm`, where it
-is given; else it is trained first); what teaches a recipe is a recipe too, chosen with it.
+Every recipe is `experiment=imdb_minilm` with some settings changed (`longer`: none; `plain`: `imdb_full`). Each is
+trained with every seed on the same examples (`data.seed`), and compared by the accuracy on dev after its last epoch.
+Test is looked at for the recipes named by `test`, by the same runs. All but `plain` start from a run of
+`experiment=imdb_mlm` (the folder `mlm`, where it is given; else it is trained first); what teaches a recipe is a recipe
+too, chosen with it.
 Runs are kept in the folder `runs`, so that an interrupted call goes on. Further arguments are settings for all runs;
 `jobs` run at a time over `gpus` (such as 0,1). The result is `benchmarks/results/<result>.json`.
 """
@@ -32,15 +33,16 @@ class Recipe(NamedTuple):
     taught: str | None = None
 
 
-THREE, PLAIN = "train.epochs=3", ("train.epochs=3", "train.r_drop=0")
+THREE = ("train.epochs=3",)
+READ_ONCE = (*THREE, "train.r_drop=0")
 RECIPES = {
     "plain": Recipe(("train.select=last",), pretrained=False),
-    "adapted": Recipe((*PLAIN, "optimizer.ema=null", "optimizer.learning_rate=1e-4")),
-    "ema": Recipe(PLAIN),
-    "r_drop": Recipe((THREE,)),
-    "fast": Recipe((THREE, "optimizer.learning_rate=1e-4")),
-    "layer_decay": Recipe((THREE, "optimizer.layer_decay=0.9")),
-    "sst2": Recipe((THREE, "task=[imdb,sst2]", "tasks.sst2.limit=20000")),
+    "adapted": Recipe((*READ_ONCE, "optimizer.ema=null", "optimizer.learning_rate=1e-4")),
+    "ema": Recipe(READ_ONCE),
+    "r_drop": Recipe(THREE),
+    "fast": Recipe((*THREE, "optimizer.learning_rate=1e-4")),
+    "layer_decay": Recipe((*THREE, "optimizer.layer_decay=0.9")),
+    "sst2": Recipe((*THREE, "task=[imdb,sst2]", "tasks.sst2.limit=20000")),
     "longer": Recipe(),
     "taught": Recipe(("distill.weight=0.7",), taught="longer"),
     "unsup": Recipe(("task=[imdb,imdb_unsup]", "distill.weight=0.7"), taught="longer"),

@@ -2,9 +2,9 @@
 
     python -m benchmarks.mirrored data=<folder with aclImdb> [devices=2] [models=minilm,bert_base] [batch=64]
 
-Speed: IMDB at 512 tokens, `batch` reviews a GPU. Losses: MiniLM without dropout, `batch` reviews a step in all on one
-and on all of them; `curve` steps; drawn in docs/mirrored.svg. Further arguments as for `benchmarks.train_gpu`; `gpu=no`
-is a trial on parts of a CPU. The result is benchmarks/results/mirrored.json.
+Speed: IMDB at 512 tokens, `batch` reviews a GPU. Losses: the first model without dropout, `batch` reviews a step in all
+on one and on all of them; `curve` steps; drawn in docs/mirrored.svg. Further arguments as for `benchmarks.train_gpu`;
+`gpu=no` is a trial on parts of a CPU. The result is benchmarks/results/mirrored.json.
 """
 
 import json
@@ -34,7 +34,8 @@ def run() -> None:
     rows = main(workloads, DEFAULTS)
     rates = {(row["workload"], row["model"]): row["tokens_per_second"]["ours"] for row in rows}
     times = {model: round(rates["several", model] / rates["one", model], 3) for name, model in rates if name == "one"}
-    curves = [losses(given, number, steps) for number in (1, count)]
+    model = given.get("models", OWN["models"]).split(",")[0]
+    curves = losses(given, model, (1, count), steps)
     apart = max(abs(a - b) for a, b in zip(*curves, strict=True))
     print(f"{count} devices beside one: {times}; largest difference of the losses in {steps} steps: {apart:.4f}")
     file = RESULTS / f"{result}.json"
@@ -42,11 +43,12 @@ def run() -> None:
     file.write_text(json.dumps(found, indent=1) + "\n")
     if given.get("gpu") != "no":
         name = gpu_names()[0].removeprefix("NVIDIA ")
-        PICTURE.write_text(picture(curves, [f"one {name}", f"{count} {name}"], f"MiniLM, IMDB, {batch} reviews a step"))
+        title = f"{model}, IMDB, {batch} reviews a step"
+        PICTURE.write_text(picture(curves, [f"one {name}", f"{count} {name}"], title))
 
 
-def losses(given: dict[str, str], count: int, steps: int) -> list[float]:
-    """The mean loss after each step on so many devices."""
+def losses(given: dict[str, str], model: str, counts: Sequence[int], steps: int) -> list[list[float]]:
+    """The mean loss after each step, for each count of devices."""
     own = OWN | {key: value for key, value in given.items() if key in OWN}
     settings = [f"{key}={value}" for key, value in given.items() if key not in OWN]
     exact = ("model.dropout=0", "train.steps_per_execution=1")
@@ -54,13 +56,15 @@ def losses(given: dict[str, str], count: int, steps: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         requests = Requests(own, workloads, settings, Path(folder), trainer=False)
         requests.prepare()
-        model = given.get("models", "minilm").split(",")[0]
-        where = devices(count, own["gpu"] == "yes")
-        overrides = [*requests.overrides("curve"), *requests.model(model), *where]
-        file = requests.write({"mode": "losses", "overrides": overrides, "steps": steps, "devices": count})
-        command = [sys.executable, "-m", "benchmarks.train_ours", str(file)]
-        subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}, check=True)
-        return json.loads(file.with_suffix(".out").read_text())
+        found = []
+        for count in counts:
+            where = devices(count, own["gpu"] == "yes")
+            overrides = [*requests.overrides("curve"), *requests.model(model), *where]
+            file = requests.write({"mode": "losses", "overrides": overrides, "steps": steps, "devices": count})
+            command = [sys.executable, "-m", "benchmarks.train_ours", str(file)]
+            subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}, check=True)
+            found.append(json.loads(file.with_suffix(".out").read_text()))
+        return found
 
 
 def picture(curves: Sequence[Sequence[float]], names: Sequence[str], title: str) -> str:

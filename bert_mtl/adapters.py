@@ -65,8 +65,8 @@ class TaskLayerNorm(layers.LayerNormalization):
 def standardized(states, epsilon: float):
     """States `(…, hidden_dim)`, each less its mean and over its deviation.
 
-    Its gradient is written out (Ba et al. 2016): that of its single operations reads and writes the states twice as
-    often, and they are much of what a step streams.
+    Its gradient is written out (Ba et al. 2016), from the outcome and the deviation alone: those of its single
+    operations hold more arrays as large as the states.
     """
 
     @ops.custom_gradient

@@ -145,9 +145,9 @@ def fit(begun: Begun, keeper: Keeper) -> None:
     _, _, pipeline, strategy, xla, model = begun
     keeper.restore(model)
     take = make_step(model, pipeline, strategy, xla)
+    block = min(keeper.settings.steps_per_execution, keeper.settings.save_every)
     while not keeper.done:
         keeper.begin_epoch()
-        block = min(keeper.settings.steps_per_execution, keeper.settings.save_every)
         make = functools.partial(arguments, pipeline, keeper.epoch, keeper.offset, strategy, block)
         with closing(keeper), closing(ahead(make)) as calls:
             for steps in calls:
