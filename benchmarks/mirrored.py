@@ -56,15 +56,18 @@ def losses(given: dict[str, str], model: str, counts: Sequence[int], steps: int)
     with tempfile.TemporaryDirectory() as folder:
         requests = Requests(own, workloads, settings, Path(folder), trainer=False)
         requests.prepare()
-        found = []
-        for count in counts:
+        files, processes = [], []
+        for count in counts:  # at once: no time is taken
             where = devices(count, own["gpu"] == "yes")
             overrides = [*requests.overrides("curve"), *requests.model(model), *where]
             file = requests.write({"mode": "losses", "overrides": overrides, "steps": steps, "devices": count})
             command = [sys.executable, "-m", "benchmarks.train_ours", str(file)]
-            subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}, check=True)
-            found.append(json.loads(file.with_suffix(".out").read_text()))
-        return found
+            environment = os.environ | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+            processes.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment))
+            files.append(file)
+        if any([process.wait() for process in processes]):
+            raise SystemExit("A training ended with an error, told above.")
+        return [json.loads(file.with_suffix(".out").read_text()) for file in files]
 
 
 def picture(curves: Sequence[Sequence[float]], names: Sequence[str], title: str) -> str:

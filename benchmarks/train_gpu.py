@@ -22,7 +22,7 @@ WORKLOADS = {
     "imdb": Workload("imdb", 512, 32, steps=96),
     "short": Workload("sst2,trec,goemotions,snips", 128, 128, steps=304),
     "mlm": Workload("imdb_mlm", 512, 32, steps=96, settings=(FULL_MLM,)),
-    "imdb128": Workload("imdb", 128, 256, steps=48),
+    "imdb128": Workload("imdb", 128, 256, steps=48, settings=("input.row_length=128",)),
 }
 
 if __name__ == "__main__":
