@@ -273,7 +273,8 @@ def attention_bias(segment_ids):
     Padding is segment 0 and attends to padding, so no softmax runs over nothing.
     """
     same = ops.equal(ops.expand_dims(segment_ids, 2), ops.expand_dims(segment_ids, 1))
-    return ops.expand_dims((1.0 - ops.cast(same, "float32")) * -1e9, 1)
+    # Not 1 - same, times -1e9: OpenVINO takes that for the scale of 8-bit numbers, and scores of 1 vanish beside 1e9.
+    return ops.expand_dims(ops.where(same, 0.0, -1e9), 1)
 
 
 def gelu(x):
