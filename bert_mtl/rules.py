@@ -53,7 +53,7 @@ def text_problems(model: ModelConfig, tokenizer: TokenizerConfig, input: InputCo
 
 def training_problems(config: TrainConfig) -> list[Problem]:
     """Of what training adds to tasks and texts."""
-    found = mixing.problems(config.mixing, config.tasks)
+    found = mixing.problems(config.mixing, config.tasks) + _of_exits(config)
     if config.run.resume is not None and not (Path(config.run.resume) / "config.yaml").exists():
         found.append(Problem("run.resume", "be a folder that bert_mtl.train wrote", config.run.resume))
     if config.strategy.kind in ("mirrored", "multi_worker"):
@@ -89,6 +89,21 @@ def replica_problems(config: TrainConfig) -> list[Problem]:
     found = []
     if config.weighting.kind != "static":
         found.append(Problem("weighting", "be static on several devices", config.weighting.kind, ("static",)))
+    return found
+
+
+def _of_exits(config: TrainConfig) -> list[Problem]:
+    """Of heads between the layers; whether there are so many layers is seen where the sizes are known."""
+    exits, found = config.model.exits, []
+    if exits != sorted(set(exits)):
+        found.append(Problem("model.exits", "name each layer once, the lowest first", exits))
+    for key, head in ((f"tasks.{t}.heads.{h}", s) for t, task in config.tasks.items() for h, s in task.heads.items()):
+        if exits and head.kind != "classification":
+            found.append(
+                Problem(f"{key}.kind", "be one that can exit early, with model.exits", head.kind, ("classification",))
+            )
+        elif exits and head.share_head is not None:
+            found.append(Problem(f"{key}.share_head", "be null with model.exits", head.share_head))
     return found
 
 

@@ -166,7 +166,7 @@ def check_replicas(config: TrainConfig, replicas: int) -> None:
 
 
 def checked_sizes(config: TrainConfig, tokenizer: Tokenizer) -> EncoderConfig:
-    """The encoder's sizes. Raises ConfigError where the tokenizer or `model.trainable` go beyond them."""
+    """The encoder's sizes. Raises ConfigError where the tokenizer, `model.trainable` or exits go beyond them."""
     weights = pretrained_folder(config.model, config.cache_dir)
     sizes = encoder_config(config.model, weights, tokenizer.vocab_size, len(config.tasks))
     length, found = config.tokenizer.max_length, []
@@ -177,6 +177,9 @@ def checked_sizes(config: TrainConfig, tokenizer: Tokenizer) -> EncoderConfig:
     for key, trainable in keys.items():
         if trainable.startswith("last:") and int(trainable.removeprefix("last:")) > sizes.num_layers:
             found.append(Problem(key, f"name at most the model's {sizes.num_layers} layers", trainable))
+    for layer in (number for number in config.model.exits if number >= sizes.num_layers):
+        rule = f"name layers below the last of the model's {sizes.num_layers}"
+        found.append(Problem("model.exits", rule, layer, range(1, sizes.num_layers)))
     if tokenizer.vocab_size > sizes.vocab_size:
         rule = f"hold at most the {sizes.vocab_size} pieces of model.weights"
         found.append(Problem("tokenizer.vocab", rule, tokenizer.vocab_size))
