@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import keras
 from keras import layers, ops
 
 from bert_mtl.adapters import stop_gradients
@@ -29,18 +30,13 @@ class Exit(layers.Layer):
         super().__init__(name=f"exit_{depth}", autocast=False)  # else a mean, which is float32, would lose digits
         self.depth = depth
         self.stopped = tuple(blocks > depth for blocks in frozen)  # the embeddings are a block too
-        self._heads, self._pooler = dict(heads), pooler
-        self.build()
-
-    def build(self, input_shape: Any = None) -> None:
-        """Creates every variable; no size depends on the inputs."""
-        contexts = [context for _, context in self._heads.values()]
-        size, dtype = contexts[0].hidden_dim, contexts[0].dtype
         self.pooler = None
-        if self._pooler:
-            self.pooler = layers.Dense(size, "tanh", kernel_initializer=initializer(), dtype=dtype, name="pooler")
-            self.pooler.build((None, size))
-        self.head_layers = {name: head.make_layer(context) for name, (head, context) in self._heads.items()}
+        with keras.name_scope(self.name):
+            if pooler:
+                _, context = next(iter(heads.values()))
+                self.pooler = _pooler(context.hidden_dim, context.dtype)
+            self.head_layers = {name: head.make_layer(context) for name, (head, context) in heads.items()}
+        self.built = True  # every variable exists already
 
     def call(self, vectors: Any, task: Any, training: bool = False) -> dict[str, Any]:
         """Outputs of all heads, from the vectors `(segments, hidden_dim)` of texts whose tasks have the numbers `task`
@@ -51,6 +47,13 @@ class Exit(layers.Layer):
         if self.pooler is not None:
             vectors = self.pooler(vectors)
         return {name: layer(vectors, training=training) for name, layer in self.head_layers.items()}
+
+
+def _pooler(size: int, dtype: Any) -> layers.Dense:
+    """BERT's: a pretrained one is of the last layer."""
+    pooler = layers.Dense(size, "tanh", kernel_initializer=initializer(), dtype=dtype, name="pooler")
+    pooler.build((None, size))
+    return pooler
 
 
 def depth_weights(depths: Iterable[int]) -> dict[int, float]:

@@ -93,17 +93,22 @@ def replica_problems(config: TrainConfig) -> list[Problem]:
 
 
 def _of_exits(config: TrainConfig) -> list[Problem]:
-    """Of heads between the layers; whether there are so many layers is seen where the sizes are known."""
-    exits, found = config.model.exits, []
+    """Of heads between the layers; the model's last layer is known where its sizes are."""
+    exits = config.model.exits
+    if not exits:
+        return []
+    found = []
     if exits != sorted(set(exits)):
         found.append(Problem("model.exits", "name each layer once, the lowest first", exits))
-    for key, head in ((f"tasks.{t}.heads.{h}", s) for t, task in config.tasks.items() for h, s in task.heads.items()):
-        if exits and head.kind != "classification":
-            found.append(
-                Problem(f"{key}.kind", "be one that can exit early, with model.exits", head.kind, ("classification",))
-            )
-        elif exits and head.share_head is not None:
-            found.append(Problem(f"{key}.share_head", "be null with model.exits", head.share_head))
+    for name, task in config.tasks.items():
+        for head, settings in task.heads.items():
+            key = f"tasks.{name}.heads.{head}"
+            if settings.kind != "classification":
+                rule = "be classification with model.exits"
+                found.append(Problem(f"{key}.kind", rule, settings.kind, ("classification",)))
+            elif settings.share_head is not None:
+                rule = "be null with model.exits, where each head has layers of its own"
+                found.append(Problem(f"{key}.share_head", rule, settings.share_head))
     return found
 
 

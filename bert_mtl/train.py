@@ -178,7 +178,7 @@ def checked_sizes(config: TrainConfig, tokenizer: Tokenizer) -> EncoderConfig:
         if trainable.startswith("last:") and int(trainable.removeprefix("last:")) > sizes.num_layers:
             found.append(Problem(key, f"name at most the model's {sizes.num_layers} layers", trainable))
     for layer in (number for number in config.model.exits if number >= sizes.num_layers):
-        rule = f"name layers below the last of the model's {sizes.num_layers}"
+        rule = f"name layers below the model's last, number {sizes.num_layers}"
         found.append(Problem("model.exits", rule, layer, range(1, sizes.num_layers)))
     if tokenizer.vocab_size > sizes.vocab_size:
         rule = f"hold at most the {sizes.vocab_size} pieces of model.weights"
