@@ -287,15 +287,11 @@ def make_model(config: ModelConfig, encoder: BertEncoder, tasks: Mapping[str, Ta
     for head in heads.values():
         if head.settings.share_head is not None:
             head.layer = heads[head.settings.share_head].layer
-    exits = [
-        Exit(
-            number,
-            {name: (heads[name], context) for name, context in contexts.items()},
-            config.pooling == "cls",
-            frozen,
-        )
-        for number in config.exits
-    ]
+    exits = []
+    for number in config.exits:
+        seeded = {name: each._replace(seed=each.seed + number * len(heads)) for name, each in contexts.items()}
+        made_from = {name: (heads[name], context) for name, context in seeded.items()}
+        exits.append(Exit(number, made_from, config.pooling == "cls", frozen))
     # What no task changes is no variable to the optimizer, whose weight decay would change it.
     encoder.freeze(max(frozen_blocks(config.trainable, depth), min(frozen)))
     return MultiTaskModel(encoder, heads, config.pooling, frozen, exits, name="multitask")
