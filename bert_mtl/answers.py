@@ -1,5 +1,6 @@
 """What a model answers to a whole part: batches in, answers and labels of each head out, in stored order."""
 
+import itertools
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import numpy as np
 from rich.progress import track
 
 from bert_mtl.ahead import ahead
+from bert_mtl.exits import head_of
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.kinds import Head
 from bert_mtl.multitask import MultiTaskModel
@@ -34,17 +36,20 @@ def answer_part(
     model: MultiTaskModel, pipeline: Pipeline, heads: Mapping[str, str] | None = None
 ) -> dict[str, Answered]:
     """The answers to every labelled example of a part, by head of the pipeline's tasks: of the model's heads of the
-    same names, or, for a chosen few, of those that `heads` maps them to. A bar where it takes long."""
+    same names, and of its exits (`MultiTaskModel.name_at`); or, for a chosen few, of those that `heads` maps them to.
+    A bar where it takes long."""
     asked = dict(heads) if heads is not None else {label.name: label.name for label in pipeline.labels}
-    found: dict[str, list[Answered]] = {name: [] for name in asked}
+    depths = model.depths if heads is None else model.depths[-1:]
+    found: dict[str, list[Answered]] = {model.name_at(name, depth): [] for name in asked for depth in depths}
     epoch = pipeline.first_epoch
     steps = pipeline.steps(epoch)
     with closing(ahead(lambda: pipeline.batches(epoch))) as batches:
         for batch in track(batches, f"answering {pipeline.part}", total=steps, disable=steps < SHOWN):
-            answers = model.answer(batch, tuple(asked.values()))
-            for name, own in asked.items():
-                found[name].append(labelled(model.heads[own], answers[own].numpy(), batch, name))
-    return {name: _in_order(model.heads[asked[name]], pieces) for name, pieces in found.items()}
+            answers = model.answer(batch, tuple(asked.values()), exits=heads is None)
+            for (name, own), depth in itertools.product(asked.items(), depths):
+                given = answers[model.name_at(own, depth)].numpy()
+                found[model.name_at(name, depth)].append(labelled(model.heads[own], given, batch, name))
+    return {name: _in_order(model.heads[asked[head_of(name)]], pieces) for name, pieces in found.items()}
 
 
 def labelled(head: Head, answers: np.ndarray, batch: dict[str, np.ndarray], name: str) -> Answered:

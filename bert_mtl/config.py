@@ -113,6 +113,7 @@ class ModelConfig(Schema):
     adapters: Literal["none", "bottleneck", "layer_norm"]
     adapter_dim: PositiveInt
     task_embedding: bool
+    exits: list[PositiveInt]
     dtype: Literal["float32", "mixed_bfloat16"]
     size: SizeConfig | None
 

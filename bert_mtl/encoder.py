@@ -132,17 +132,38 @@ class BertEncoder(keras.Model):
 
     def hidden_states(self, inputs, training=False, frozen: Sequence[int] | None = None) -> list:
         """Returns the embeddings' and every layer's states, `num_layers + 1` tensors `(rows, length, hidden_dim)`."""
-        tasks = flat_tasks = None
-        if self.config.reads_tasks or frozen:
-            tasks = ops.one_hot(inputs["token_task"] - 1, self.config.tasks, dtype="float32")
-            flat_tasks = ops.reshape(tasks, (-1, self.config.tasks))
-        embedded = self.embeddings(inputs, tasks, training=training)
+        embedded = self.embed(inputs, training=training, frozen=frozen)
+        through = self.run_layers(embedded, inputs, 0, self.config.num_layers, training=training, frozen=frozen)
+        return [embedded, *through]
+
+    def embed(self, inputs, training=False, frozen: Sequence[int] | None = None):
+        """Returns the embeddings' states `(rows, length, hidden_dim)`, which the first layer reads."""
+        embedded = self.embeddings(inputs, self._tasks(inputs, frozen), training=training)
+        flat = ops.reshape(embedded, (-1, self.config.hidden_dim))
+        return ops.reshape(_stop_at(1, flat, self._flat_tasks(inputs, frozen), frozen), ops.shape(embedded))
+
+    def run_layers(
+        self, states, inputs, first: int, last: int, training=False, frozen: Sequence[int] | None = None
+    ) -> list:
+        """Returns the states after each of the layers numbered `first + 1` to `last` (the lowest is 1), from `states`,
+        those after layer `first` (0: of `embed`); all are `(rows, length, hidden_dim)`."""
+        shape, tasks = ops.shape(states), self._flat_tasks(inputs, frozen)
         bias = attention_bias(inputs["segment_ids"])
-        states = [_stop_at(1, ops.reshape(embedded, (-1, self.config.hidden_dim)), flat_tasks, frozen)]
-        for depth, layer in enumerate(self.transformer_layers, start=2):
-            updated = layer(states[-1], bias, flat_tasks, training=training)
-            states.append(_stop_at(depth, updated, flat_tasks, frozen))
-        return [ops.reshape(state, ops.shape(embedded)) for state in states]
+        flat, found = ops.reshape(states, (-1, self.config.hidden_dim)), []
+        for number, layer in enumerate(self.transformer_layers[first:last], start=first + 1):
+            flat = _stop_at(number + 1, layer(flat, bias, tasks, training=training), tasks, frozen)
+            found.append(ops.reshape(flat, shape))
+        return found
+
+    def _tasks(self, inputs, frozen: Sequence[int] | None):
+        """`(rows, length, tasks)`: 1 in the column of each token's task, where they are read."""
+        if not (self.config.reads_tasks or frozen):
+            return None
+        return ops.one_hot(inputs["token_task"] - 1, self.config.tasks, dtype="float32")
+
+    def _flat_tasks(self, inputs, frozen: Sequence[int] | None):
+        tasks = self._tasks(inputs, frozen)
+        return None if tasks is None else ops.reshape(tasks, (-1, self.config.tasks))
 
     def pool(self, first_states, task=None, frozen: Sequence[int] | None = None):
         """Returns BERT's pooled_output `(examples, hidden_dim)` from the states of the examples' first tokens.

@@ -16,6 +16,7 @@ import numpy as np
 from bert_mtl.answers import Answered, answer_part
 from bert_mtl.baselines import Texts, teach
 from bert_mtl.config import DataConfig, EvaluateConfig, TrainConfig
+from bert_mtl.exits import head_of
 from bert_mtl.kinds import Head
 from bert_mtl.mistakes import Examples, mistakes
 from bert_mtl.records import atomic_write, load_manifest
@@ -30,7 +31,7 @@ from data_prep.build import build
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, dict]:
-    """Reports by head, printed and written to `output`.
+    """Reports by head, printed and written to `output`; of exits (`imdb@2`) only the figures.
 
     Raises:
         ConfigError, DataError, RunError: the run, the tasks or the data are not as they must be.
@@ -51,14 +52,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, dict]:
         elsewhere = config.baseline and data != run.config.data  # baselines learn what the run has learned from
         own = _text_records(run, task, run.config.data) if elsewhere else folders[task]
         for name, answered in answer_part(model, pipeline).items():
-            head = model.heads[name]
-            report = head_report(head, answered, lengths)
+            head = model.heads[head_of(name)]
+            report = reports[name] = head_report(head, answered, lengths)
+            if name not in model.heads:  # an exit, which the summary sets beside its head
+                continue
             if report["examples"]:
                 report["errors"] = mistakes(head, answered, examples, config.errors)
                 if config.baseline and (rival := _baseline(head, own, run.tasks[task], answered, part.texts)):
                     report["baseline"] = head_report(*rival, lengths)
             print_report(name, report)
-            reports[name] = report
     print_summary(reports)
     named = f"-{'+'.join(config.tasks)}" if config.tasks else ""
     output = Path(config.output or run.folder / f"evaluation-{data.source}-{config.part}{named}.json")

@@ -38,7 +38,8 @@ class Keeper:
 
     Attributes:
         epoch: the one that is trained now; `offset` of its `steps` are done, `step` in all.
-        epochs: one dictionary a finished epoch: train losses, `dev` metrics by head, what heads tuned, seconds.
+        epochs: one dictionary a finished epoch: train losses, `dev` metrics by head and exit, what heads
+            tuned, seconds.
         best: index in `epochs` of the epoch whose weights are kept (`train.select`).
         stop: no better epoch came for `train.patience` epochs.
     """
@@ -158,7 +159,8 @@ class Keeper:
         log.info("epoch %d: loss %.4f; examples: %s", len(self.epochs), losses["loss"], shares)
         for head, found in dev.items():
             scores = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-            log.info("  %s: loss %.4f, weight %.3g; dev: %s", head, losses[f"{head}_loss"], weights[head], scores)
+            learned = f"loss {losses[f'{head}_loss']:.4f}, weight {weights[head]:.3g}; " if head in weights else ""
+            log.info("  %s: %sdev: %s", head, learned, scores)  # an exit's loss is part of its head's
 
     def score(self, dev: dict[str, dict[str, float]]) -> float:
         """What selection compares: the mean over heads of each one's own metric."""

@@ -11,6 +11,7 @@ from bert_mtl.adapters import frozen_blocks
 from bert_mtl.batches import INPUTS
 from bert_mtl.config import ModelConfig
 from bert_mtl.encoder import BertEncoder
+from bert_mtl.exits import Exit, depth_weights, exit_name
 from bert_mtl.kinds import Head
 from bert_mtl.kinds.head import LayerContext
 from bert_mtl.pooling import mean_states, states_at
@@ -28,15 +29,23 @@ class MultiTaskModel(keras.Model):
         heads: by full name; each has its layer.
         pooling: what a text head sees of a segment: `mean` of its token states, or `cls` (BERT's pooled_output).
         frozen: for each task, how many of the encoder's lowest blocks its examples leave unchanged.
+        exits: by ascending depth; all heads answer there too.
     """
 
     def __init__(
-        self, encoder: BertEncoder, heads: dict[str, Head], pooling: str, frozen: Sequence[int] | None = None, **kwargs
+        self,
+        encoder: BertEncoder,
+        heads: dict[str, Head],
+        pooling: str,
+        frozen: Sequence[int] | None = None,
+        exits: Sequence[Exit] = (),
+        **kwargs,
     ):
         super().__init__(dtype=encoder.dtype_policy, **kwargs)
         self.encoder: BertEncoder = encoder
         self.heads = heads
         self.head_layers = {name: head.layer for name, head in heads.items() if head.settings.share_head is None}
+        self.exits = list(exits)
         self.pooling = pooling
         self.frozen = tuple(frozen) if frozen and any(frozen) else None
         self.weighting: Weighting  # a training sets it
@@ -44,12 +53,37 @@ class MultiTaskModel(keras.Model):
         self.r_drop = 0.0  # and this: the weight of what draws two readings of a batch together
         self.loss_means = [keras.metrics.Mean(name) for name in ("loss", *(f"{head}_loss" for head in heads))]
         self.watch = Watch(2 + len(heads))
-        self.answerers: dict[tuple[str, ...], Any] = {}
+        self.answerers: dict[tuple, Any] = {}
         self.built = True  # every variable exists already
 
     def call(self, inputs, training=False, heads: Sequence[str] | None = None):
         """Outputs of the named heads (of all) for the arrays of `batches.assemble`."""
         states = self.encoder(self.encoder_inputs(inputs), training=training, frozen=self.frozen)
+        return self.outputs_at(self.depths[-1], states, inputs, training=training, heads=heads)
+
+    @property
+    def depths(self) -> list[int]:
+        """After how many layers heads answer: at the exits, and last, behind all layers."""
+        return [*(exit.depth for exit in self.exits), self.encoder.config.num_layers]
+
+    def name_at(self, head: str, depth: int) -> str:
+        """What a head is called at one of `depths`: as ever behind all layers, else by `exit_name`."""
+        return head if depth == self.depths[-1] else exit_name(head, depth)
+
+    def exit_outputs(self, inputs, training=False, heads: Sequence[str] | None = None) -> dict[int, dict[str, Any]]:
+        """By each of `depths`, the outputs of the named heads (of all) there; the encoder runs once."""
+        states = self.encoder.hidden_states(self.encoder_inputs(inputs), training=training, frozen=self.frozen)
+        return {
+            depth: self.outputs_at(depth, states[depth], inputs, training=training, heads=heads)
+            for depth in self.depths
+        }
+
+    def outputs_at(self, depth: int, states, inputs, training=False, heads: Sequence[str] | None = None):
+        """Outputs of the named heads (of all) at one of `depths`, from states `(rows, length, hidden_dim)` there."""
+        for exit in self.exits:
+            if exit.depth == depth:
+                outputs = exit(self._gathered(states, inputs), inputs["task"], training=training)
+                return {name: outputs[name] for name in (self.heads if heads is None else heads)}
         chosen = {name: self.heads[name] for name in (self.heads if heads is None else heads)}
         seen = {
             level: self._seen(level, states, inputs) for level in {head.level for head in chosen.values()} - {"mask"}
@@ -75,24 +109,34 @@ class MultiTaskModel(keras.Model):
 
     def segment_vectors(self, states, inputs):
         """`(segments, hidden_dim)` vectors of the segments whose token states are `(rows, length, hidden_dim)`."""
+        gathered = self._gathered(states, inputs)
+        return gathered if self.pooling == "mean" else self.encoder.pool(gathered, inputs["task"], self.frozen)
+
+    def _gathered(self, states, inputs):
+        """`(segments, hidden_dim)`: the mean of each segment's token states, or what a pooler reads."""
         if self.pooling == "mean":
             return mean_states(states, inputs["segment_ids"], ops.shape(inputs["first_token"])[0])
-        return self.encoder.pool(states_at(states, inputs["first_token"]), inputs["task"], self.frozen)
+        return states_at(states, inputs["first_token"])
 
-    def answer(self, batch: Mapping[str, Any], heads: Sequence[str]) -> dict[str, Any]:
-        """What the named heads answer to a batch (`Head.answer`), by a graph that is traced once for these heads."""
+    def answer(self, batch: Mapping[str, Any], heads: Sequence[str], exits: bool = False) -> dict[str, Any]:
+        """What the named heads answer to a batch (`Head.answer`), by a graph that is traced once for these heads; with
+        `exits` also what they answer there, by `name_at`."""
         names = tuple(heads)
         labels = {name: batch[f"label.{name}"] for name in names if f"label.{name}" in batch}
-        arguments = model_inputs(batch, names), labels
-        if names not in self.answerers:
+        arguments, asked = (model_inputs(batch, names), labels), (names, exits)
+        if asked not in self.answerers:
 
             def answers(inputs, labels):
-                outputs = self(inputs, training=False, heads=names)
-                return {name: self.heads[name].answer(outputs[name], labels.get(name), inputs) for name in names}
+                outputs = self.exit_outputs(inputs, heads=names)
+                return {
+                    self.name_at(name, depth): self.heads[name].answer(outputs[depth][name], labels.get(name), inputs)
+                    for depth in (self.depths if exits else self.depths[-1:])
+                    for name in names
+                }
 
             any_shape = tf.nest.map_structure(lambda value: tf.TensorSpec([None] * value.ndim, value.dtype), arguments)
-            self.answerers[names] = tf.function(answers, input_signature=any_shape, autograph=False)
-        return self.answerers[names](*arguments)
+            self.answerers[asked] = tf.function(answers, input_signature=any_shape, autograph=False)
+        return self.answerers[asked](*arguments)
 
     # ---- training ----
     @property
@@ -101,8 +145,9 @@ class MultiTaskModel(keras.Model):
 
     @property
     def head_variables(self) -> list[keras.Variable]:
-        """The heads' variables that learn."""
-        return [variable for layer in self.head_layers.values() for variable in layer.trainable_variables]
+        """The heads' variables that learn, those at exits included."""
+        layers = [*self.head_layers.values(), *self.exits]
+        return [variable for layer in layers for variable in layer.trainable_variables]
 
     def train_step(self, batch) -> None:
         """One update on one replica; `loss_means` and `watch` tell of it."""
@@ -120,13 +165,14 @@ class MultiTaskModel(keras.Model):
         """A replica's part of the step of all whose `totals` are given: `(1 + heads,)` the total loss and each head's,
         and the gradients as the optimizer joins them. All replicas' sums are those of the whole step.
 
-        The loss of a head is the mean over its labelled items; `weighting` says how they add up.
+        The loss of a head is the mean over its labelled items, and over `depths` (`exits.depth_weights`); `weighting`
+        says how they add up.
         """
         names = list(self.heads)
         inputs = model_inputs(batch, names)
         with tf.GradientTape(persistent=True) as tape:
-            outputs = self(twice(inputs) if self.r_drop else inputs, training=True)
-            sums = [self._loss(name, outputs[name], batch, inputs) for name in names]
+            by_depth = self.exit_outputs(twice(inputs) if self.r_drop else inputs, training=True)
+            sums = [self._loss(name, by_depth, batch, inputs) for name in names]
             weights = ops.unstack(totals[1 + len(names) :])
             losses = [total / ops.maximum(weight, 1e-6) for total, weight in zip(sums, weights, strict=True)]
         counts = self._counts(totals)
@@ -149,7 +195,14 @@ class MultiTaskModel(keras.Model):
         counts, weights = totals[1 : 1 + len(self.heads)], totals[1 + len(self.heads) :]
         return ops.concatenate([totals[:1], ops.where(weights > 0, counts, 0.0)])
 
-    def _loss(self, name: str, outputs, batch: Mapping[str, Any], inputs):
+    def _loss(self, name: str, by_depth: Mapping[int, Mapping[str, Any]], batch: Mapping[str, Any], inputs):
+        """The mean over depths of `_loss_at`."""
+        weights = depth_weights(by_depth)
+        return sum(
+            weights[depth] * self._loss_at(name, found[name], batch, inputs) for depth, found in by_depth.items()
+        )
+
+    def _loss_at(self, name: str, outputs, batch: Mapping[str, Any], inputs):
         """The sum of the losses of a head's items by weight: of one reading, or the mean of two and what parts them."""
         if not self.r_drop:
             return self._reading_loss(name, outputs, batch, inputs)
@@ -218,9 +271,10 @@ def make_model(config: ModelConfig, encoder: BertEncoder, tasks: Mapping[str, Ta
     frozen = [frozen_blocks(task.config.trainable, depth) for task in tasks.values()]
     of_tasks = [(head, kept) for task, kept in zip(tasks.values(), frozen, strict=True) for head in task.heads.values()]
     heads = {head.name: head for head, _ in of_tasks}
+    contexts: dict[str, LayerContext] = {}
     for number, (head, kept) in enumerate(of_tasks):
         if head.settings.share_head is None:
-            context = LayerContext(
+            contexts[head.name] = LayerContext(
                 hidden_dim=encoder.config.hidden_dim,
                 dropout=config.dropout,
                 seed=seed + number,
@@ -229,10 +283,15 @@ def make_model(config: ModelConfig, encoder: BertEncoder, tasks: Mapping[str, Ta
                 dtype=encoder.dtype_policy,
                 frozen_words=kept > 0,
             )
-            head.layer = head.make_layer(context)
+            head.layer = head.make_layer(contexts[head.name])
     for head in heads.values():
         if head.settings.share_head is not None:
             head.layer = heads[head.settings.share_head].layer
+    exits = []
+    for number in config.exits:
+        seeded = {name: each._replace(seed=each.seed + number * len(heads)) for name, each in contexts.items()}
+        made_from = {name: (heads[name], context) for name, context in seeded.items()}
+        exits.append(Exit(number, made_from, config.pooling == "cls", frozen))
     # What no task changes is no variable to the optimizer, whose weight decay would change it.
     encoder.freeze(max(frozen_blocks(config.trainable, depth), min(frozen)))
-    return MultiTaskModel(encoder, heads, config.pooling, frozen, name="multitask")
+    return MultiTaskModel(encoder, heads, config.pooling, frozen, exits, name="multitask")

@@ -53,7 +53,7 @@ def text_problems(model: ModelConfig, tokenizer: TokenizerConfig, input: InputCo
 
 def training_problems(config: TrainConfig) -> list[Problem]:
     """Of what training adds to tasks and texts."""
-    found = mixing.problems(config.mixing, config.tasks)
+    found = mixing.problems(config.mixing, config.tasks) + _of_exits(config)
     if config.run.resume is not None and not (Path(config.run.resume) / "config.yaml").exists():
         found.append(Problem("run.resume", "be a folder that bert_mtl.train wrote", config.run.resume))
     if config.strategy.kind in ("mirrored", "multi_worker"):
@@ -89,6 +89,26 @@ def replica_problems(config: TrainConfig) -> list[Problem]:
     found = []
     if config.weighting.kind != "static":
         found.append(Problem("weighting", "be static on several devices", config.weighting.kind, ("static",)))
+    return found
+
+
+def _of_exits(config: TrainConfig) -> list[Problem]:
+    """Of heads between the layers; the model's last layer is known where its sizes are."""
+    exits = config.model.exits
+    if not exits:
+        return []
+    found = []
+    if exits != sorted(set(exits)):
+        found.append(Problem("model.exits", "name each layer once, the lowest first", exits))
+    for name, task in config.tasks.items():
+        for head, settings in task.heads.items():
+            key = f"tasks.{name}.heads.{head}"
+            if settings.kind != "classification":
+                rule = "be classification with model.exits"
+                found.append(Problem(f"{key}.kind", rule, settings.kind, ("classification",)))
+            elif settings.share_head is not None:
+                rule = "be null with model.exits, where each head has layers of its own"
+                found.append(Problem(f"{key}.share_head", rule, settings.share_head))
     return found
 
 

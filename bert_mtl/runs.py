@@ -25,6 +25,7 @@ from bert_mtl.checkpoints import read_encoder_config
 from bert_mtl.chief import ALONE, Chief
 from bert_mtl.config import ModelConfig, TrainConfig
 from bert_mtl.encoder import BertEncoder, EncoderConfig
+from bert_mtl.exits import head_of
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.multitask import MultiTaskModel, make_model
 from bert_mtl.records import Manifest, atomic_write
@@ -192,21 +193,21 @@ def load_model(run: Run) -> MultiTaskModel:
 def part_metrics(
     model: MultiTaskModel, pipelines: Mapping[str, Pipeline], tune: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Metrics by head of one part of each task, such as `{"imdb": {"accuracy": 0.9, …}}`; with `tune`, heads choose
-    their thresholds on it first."""
+    """Metrics by head (also at exits: `MultiTaskModel.name_at`) of one part of each task, such as
+    `{"imdb": {"accuracy": 0.9, …}}`; with `tune`, heads choose their thresholds on it first."""
     found = {}
     for pipeline in pipelines.values():
         for name, answered in answer_part(model, pipeline).items():
-            head = model.heads[name]
-            if tune:
+            head = model.heads[head_of(name)]
+            if tune and name in model.heads:
                 head.tuned = head.tune(answered.answers, answered.labels)
             found[name] = head.metrics(answered.answers, answered.labels) if len(answered.index) else {}
     return found
 
 
 def weights_of(model: MultiTaskModel) -> dict[str, Any]:
-    """The weights of encoder and heads by path: what a finished run needs."""
-    layers = [model.encoder, *model.head_layers.values()]
+    """The weights of encoder, heads and exits by path: what a finished run needs."""
+    layers = [model.encoder, *model.head_layers.values(), *model.exits]
     return {variable.path: variable for layer in layers for variable in layer.weights}
 
 

@@ -25,6 +25,7 @@ from bert_mtl.chief import Chief
 from bert_mtl.config import TrainConfig
 from bert_mtl.devices import make_repeatable, make_strategy, use_xla
 from bert_mtl.encoder import Attention, BertEncoder, EncoderConfig
+from bert_mtl.exits import head_of
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.keeper import Keeper
 from bert_mtl.mixing import epoch_examples, quotas, rates
@@ -166,7 +167,7 @@ def check_replicas(config: TrainConfig, replicas: int) -> None:
 
 
 def checked_sizes(config: TrainConfig, tokenizer: Tokenizer) -> EncoderConfig:
-    """The encoder's sizes. Raises ConfigError where the tokenizer or `model.trainable` go beyond them."""
+    """The encoder's sizes. Raises ConfigError where the tokenizer, `model.trainable` or exits go beyond them."""
     weights = pretrained_folder(config.model, config.cache_dir)
     sizes = encoder_config(config.model, weights, tokenizer.vocab_size, len(config.tasks))
     length, found = config.tokenizer.max_length, []
@@ -177,6 +178,9 @@ def checked_sizes(config: TrainConfig, tokenizer: Tokenizer) -> EncoderConfig:
     for key, trainable in keys.items():
         if trainable.startswith("last:") and int(trainable.removeprefix("last:")) > sizes.num_layers:
             found.append(Problem(key, f"name at most the model's {sizes.num_layers} layers", trainable))
+    for layer in (number for number in config.model.exits if number >= sizes.num_layers):
+        rule = f"name layers below the model's last, number {sizes.num_layers}"
+        found.append(Problem("model.exits", rule, layer, range(1, sizes.num_layers)))
     if tokenizer.vocab_size > sizes.vocab_size:
         rule = f"hold at most the {sizes.vocab_size} pieces of model.weights"
         found.append(Problem("tokenizer.vocab", rule, tokenizer.vocab_size))
@@ -269,10 +273,11 @@ def closing_words(run: Run, result: dict) -> str:
     """What a user reads at the end: the scores, where the run is, and what to do next."""
     heads = {head.name: head for task in run.tasks.values() for head in task.heads.values()}
     epochs, scores = len(result["epochs"]), []
-    for name, head in heads.items():
-        found = {part: result[part][name][head.metric] for part in ("test", "dev") if result[part].get(name)}
+    for name in result["dev"]:  # exits too
+        metric = heads[head_of(name)].metric
+        found = {part: result[part][name][metric] for part in ("test", "dev") if result[part].get(name)}
         if found:
-            scores.append(f"{name}: {', '.join(f'{part} {head.metric} {value:.4f}' for part, value in found.items())}")
+            scores.append(f"{name}: {', '.join(f'{part} {metric} {value:.4f}' for part, value in found.items())}")
     folder = shlex.quote(str(run.folder))
     second = ' text_b="The end made up for a slow start."' if run.facts.pairs else ""
     return "\n".join(

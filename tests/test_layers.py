@@ -13,8 +13,8 @@ ORDER = (
     "ahead", "dropout", "labels", "kinds", "mixing", "rules", "config", "tasks", "tokenization", "weights",
     "vocabulary", "records", "encoding", "workers", "masking", "packing", "batches", "taught", "part_reader",
     "input_pipeline", "pooling", "adapters", "encoder", "flash_attention", "attention", "checkpoints", "weighting",
-    "r_drop", "multitask", "served", "optimization", "cluster", "rendezvous", "devices", "chief", "answers", "runs",
-    "wire", "steps", "teachers", "text_batches", "keeper", "tracking", "baselines", "mistakes", "report",
+    "r_drop", "exits", "multitask", "served", "optimization", "cluster", "rendezvous", "devices", "chief", "answers",
+    "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking", "baselines", "mistakes", "report",
 )  # fmt: skip
 ENTRIES = ("train", "evaluate", "predict", "embed", "export")
 DATA_PREP_MAY = {
@@ -96,7 +96,7 @@ def test_only_tracking_imports_wandb():
     assert found == ["tracking"]
 
 
-@pytest.mark.parametrize("module", ["kinds", "pooling", "adapters", "encoder"])
+@pytest.mark.parametrize("module", ["kinds", "pooling", "adapters", "encoder", "exits"])
 def test_model_code_runs_on_any_keras_backend(module):
     may = {"keras", "numpy", "scipy", "pydantic", "pydantic_core", "bert_mtl", "conf", "spans"}
     assert roots(modules("bert_mtl")[module]) - STANDARD <= may

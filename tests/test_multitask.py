@@ -30,6 +30,7 @@ SETTINGS = {
     "adapters": "none",
     "adapter_dim": 4,
     "task_embedding": False,
+    "exits": [],
     "dtype": "float32",
     "size": None,
 }
