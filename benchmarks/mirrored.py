@@ -1,10 +1,11 @@
 """One GPU beside several (`strategy=mirrored`): real tokens a second, and whether they learn the same.
 
-    python -m benchmarks.mirrored data=<folder with aclImdb> [devices=2] [models=minilm,bert_base] [batch=64]
+    python -m benchmarks.mirrored data=<folder with aclImdb> [devices=2] [models=minilm,bert_base] [batch=128]
 
-Speed: IMDB at 512 tokens, `batch` reviews a GPU. Losses: the first model without dropout, `batch` reviews a step in all
-on one and on all of them; `curve` steps; drawn in docs/mirrored.svg. Further arguments as for `benchmarks.train_gpu`;
-`gpu=no` is a trial on parts of a CPU. The result is benchmarks/results/mirrored.json.
+Speed: IMDB at 512 tokens, `batch` reviews a GPU. Losses: the first model without dropout, `curve_batch` reviews a step
+in all on one and on all of them (64, whose rows two can halve: else their steps hold other examples); `curve` steps;
+drawn in docs/mirrored.svg. Further arguments as for `benchmarks.train_gpu`; `gpu=no` is a trial on parts of a CPU. The
+result is benchmarks/results/mirrored.json.
 """
 
 import json
@@ -27,7 +28,8 @@ COLOURS = (("#1f77b4", 5, 0.45), ("#d62728", 1.5, 1))
 def run() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     count, steps = int(given.pop("devices", "2")), int(given.pop("curve", "160"))
-    batch, result = given.setdefault("batch", "64"), given.setdefault("result", "mirrored")
+    batch, result = given.setdefault("batch", "128"), given.setdefault("result", "mirrored")
+    curve_batch = int(given.pop("curve_batch", "64"))
     sys.argv[1:] = [f"{key}={value}" for key, value in given.items()]
     one = Workload("imdb", 512, int(batch), steps=56)
     workloads = {"one": one, "several": one._replace(devices=count)}
@@ -35,7 +37,7 @@ def run() -> None:
     rates = {(row["workload"], row["model"]): row["tokens_per_second"]["ours"] for row in rows}
     times = {model: round(rates["several", model] / rates["one", model], 3) for name, model in rates if name == "one"}
     model = given.get("models", OWN["models"]).split(",")[0]
-    curves = losses(given, model, (1, count), steps)
+    curves = losses(given, model, (1, count), steps, curve_batch)
     apart = max(abs(a - b) for a, b in zip(*curves, strict=True))
     print(f"{count} devices beside one: {times}; largest difference of the losses in {steps} steps: {apart:.4f}")
     file = RESULTS / f"{result}.json"
@@ -43,16 +45,16 @@ def run() -> None:
     file.write_text(json.dumps(found, indent=1) + "\n")
     if given.get("gpu") != "no":
         name = gpu_names()[0].removeprefix("NVIDIA ")
-        title = f"{model}, IMDB, {batch} reviews a step"
+        title = f"{model}, IMDB, {curve_batch} reviews a step"
         PICTURE.write_text(picture(curves, [f"one {name}", f"{count} {name}"], title))
 
 
-def losses(given: dict[str, str], model: str, counts: Sequence[int], steps: int) -> list[list[float]]:
+def losses(given: dict[str, str], model: str, counts: Sequence[int], steps: int, batch: int) -> list[list[float]]:
     """The mean loss after each step, for each count of devices."""
     own = OWN | {key: value for key, value in given.items() if key in OWN}
     settings = [f"{key}={value}" for key, value in given.items() if key not in OWN]
     exact = ("model.dropout=0", "train.steps_per_execution=1")
-    workloads = {"curve": Workload("imdb", 512, int(given["batch"]), steps, exact)}
+    workloads = {"curve": Workload("imdb", 512, batch, steps, exact)}
     with tempfile.TemporaryDirectory() as folder:
         requests = Requests(own, workloads, settings, Path(folder), trainer=False)
         requests.prepare()
