@@ -1,7 +1,7 @@
 # Every step here needs a Linux machine with Python 3.11 to 3.13 and the package index; nothing else.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= serve,dev
+EXTRAS ?= serve,export,dev
 RUN := $(VENV)/bin/python -m
 
 .PHONY: train test setup install lint format serve benchmarks clean
@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(RUN) data_prep.build task=imdb
 	touch $@
 
-install:  ## the package with EXTRAS (of cuda, serve, dev), pinned
+install:  ## the package with EXTRAS (of cuda, serve, export, dev), pinned
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 

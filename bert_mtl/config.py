@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
-from pydantic import AfterValidator, Field, PlainValidator, PositiveFloat, PositiveInt, SerializeAsAny
+from pydantic import AfterValidator, Field, NonNegativeFloat, PlainValidator, PositiveFloat, PositiveInt, SerializeAsAny
 
 from bert_mtl.kinds import KINDS, HeadSettings, head_settings
 from bert_mtl.rules import task_problems, text_problems, training_problems
@@ -292,12 +292,30 @@ class EmbedConfig(Schema):
         return found
 
 
+SLOW = {
+    ("savedmodel", "bf16"): "a SavedModel in bf16 converts between types around every product",
+    ("savedmodel", "int8"): "TensorFlow has no 8-bit products for a SavedModel of BERT",
+}
+"""Why a format does not take a precision; beside one that does, it is written in fp32."""
+
+
 class ExportConfig(Schema):
     """`python -m bert_mtl.export`."""
 
     run: Filled
     bundle: Filled
     name: Filled | None
+    formats: Annotated[list[Literal["savedmodel", "openvino"]], Field(min_length=1)]
+    precision: Literal["fp32", "bf16", "int8"]
+    max_drop: NonNegativeFloat | None
+    calibration: PositiveInt
+
+    def problems(self) -> list[Problem]:
+        slow = [reason for name in self.formats if (reason := SLOW.get((name, self.precision)))]
+        if len(slow) < len(self.formats):
+            return []
+        rule = f"be one that a format takes ({'; '.join(slow)})"
+        return [Problem("precision", rule, self.precision, ["fp32"])]
 
 
 class VocabConfig(Schema):

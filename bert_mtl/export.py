@@ -1,37 +1,49 @@
 """A run as a bundle that a server answers from: `python -m bert_mtl.export run=… bundle=…`.
 
-The bundle holds a SavedModel (its signatures: `bert_mtl.served`), the tokenizer for servers without TensorFlow, and a
-manifest with the heads, the metrics and a SHA-256 of every file.
+The bundle holds the model in each format (`bert_mtl.formats`), the tokenizer for servers without TensorFlow, and a
+manifest with the heads, the metrics and a SHA-256 of every file. Each format answers the run's dev part by the very
+engine of the server before the bundle appears.
 """
 
+import itertools
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import absl.logging
 import tensorflow as tf
 
 from bert_mtl.config import ExportConfig
-from bert_mtl.records import sha256
-from bert_mtl.runs import Run, RunError, load_model, open_run
-from bert_mtl.served import ID_INPUTS, Served
+from bert_mtl.formats import Rows, write_format
+from bert_mtl.gates import Exported, answers_of, check, compared, rows_of
+from bert_mtl.input_pipeline import Pipeline
+from bert_mtl.records import load_manifest, sha256
+from bert_mtl.runs import Run, RunError, check_examples, load_model, open_run
+from bert_mtl.served import Served
 from bert_mtl.tasks import Task
 from bert_mtl.tokenization import rust_tokenizer
+from bert_mtl.train import part_pipelines
 from conf import entry
+from data_prep.build import build
+from serving.bundle import load_bundle
+from serving.engines import open_engine
 
-FORMAT = 2  # of manifest.json
+FORMAT = 3  # of manifest.json
+BATCH = 32  # texts that are compared at once
 
 
-def write_bundle(run: Run, folder: Path, name: str) -> None:
-    """Writes the bundle of `run`; it appears whole or not at all.
+def write_bundle(run: Run, config: ExportConfig) -> dict[str, dict[str, dict]]:
+    """Writes the bundle of `run`; it appears whole or not at all. Returns what `gates.compared` found, by format.
 
     Raises:
-        RunError: the folder exists, or the run has no weights or metrics yet.
+        RunError: the folder exists, the run has no weights or metrics yet, or a format loses too much on dev.
+        DataError: the dev part is not there.
     """
+    folder = Path(config.bundle)
     if folder.exists():
         raise RunError(f"bundle must be a folder that does not exist yet; got {folder}.")
     if not (run.folder / "metrics.json").exists():
@@ -39,26 +51,76 @@ def write_bundle(run: Run, folder: Path, name: str) -> None:
             f"run must be finished; got {run.folder}, which has no metrics.json. "
             f"Continue it with python -m bert_mtl.train run.resume={run.folder}"
         )
-    model = load_model(run)
+    model = load_model(run, dtype="float32")
+    dev = dev_part(run) if config.max_drop is not None or config.precision == "int8" else {}
+    texts = calibration(dev, config.calibration) if config.precision == "int8" else []
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
+        partial.mkdir(parents=True)
         served = Served(model, run.tokenizer, run.tasks, run.facts.pairs)
-        graphs = served.signatures()
-        absl.logging.set_verbosity(absl.logging.ERROR)  # else every renamed input of the graphs is a warning
-        tf.saved_model.save(served, str(partial / "saved_model"), signatures=graphs)
-        run.tokenizer.save(partial / "tokenizer")
-        if run.tokenizer.kind == "wordpiece":
-            rust = rust_tokenizer(partial / "tokenizer" / "vocab.txt", run.config.tokenizer.lowercase)
-            rust.save(str(partial / "tokenizer" / "tokenizer.json"))
-        (partial / "manifest.json").write_text(json.dumps(manifest(run, graphs["ids"], partial, name), indent=1))
+        engines: dict[str, dict] = {
+            name: write_format(name, served, partial, config.precision, texts) for name in config.formats
+        }
+        write_tokenizer(run, partial / "tokenizer")
+        written = manifest(run, served, partial, config.name or "-".join(run.config.tasks), engines)
+        (partial / "manifest.json").write_text(json.dumps(written, indent=1))
+        if config.max_drop is not None:
+            written["gates"] = gates(run, partial, dev, config.max_drop)
+            (partial / "manifest.json").write_text(json.dumps(written, indent=1))
         os.replace(partial, folder)
     except (OSError, tf.errors.OpError) as error:
         raise RunError(f"{folder} could not be written: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return written["gates"]
 
 
-def manifest(run: Run, ids: Any, folder: Path, name: str) -> dict:
+def dev_part(run: Run) -> dict[str, Pipeline]:
+    """The dev part of every task, a text a row. Raises DataError where it is not there, RunError where it is not the
+    run's: what is dev here could have been train there."""
+    asked = run.config.input.model_copy(update={"packing": "none"})
+    train = run.config.train.model_copy(update={"eval_batch_size": BATCH})
+    folders = {name: build(run.config, name, run.tokenizer) for name, task in run.tasks.items() if task.labelled}
+    for folder in folders.values():
+        check_examples(run, load_manifest(folder))
+    return part_pipelines(run, folders, "dev", input=asked, train=train)
+
+
+def calibration(dev: Mapping[str, Pipeline], count: int) -> list[Rows]:
+    """The first texts of every task's dev part, `count` in all where there are so many; each alone, without padding."""
+    found: list[Rows] = []
+    for pipeline in dev.values():
+        single = (
+            Rows(*(array[row : row + 1, : int(rows.segment_ids[row].sum())] for array in rows))
+            for rows in map(rows_of, pipeline.batches(pipeline.first_epoch))
+            for row in range(len(rows.token_ids))
+            if rows.segment_ids[row].any()
+        )
+        found += itertools.islice(single, -(-count // len(dev)))
+    return found
+
+
+def gates(run: Run, folder: Path, dev: Mapping[str, Pipeline], max_drop: float) -> dict[str, dict[str, dict]]:
+    """Every format of the bundle in `folder` beside the run itself on dev (`gates.compared`). Raises RunError where one
+    loses more than `max_drop` points."""
+    bundle, model, found = load_bundle(folder), load_model(run), {}
+    reference = answers_of(model, dev)
+    for name in bundle.manifest.engines:
+        engine = open_engine(name, bundle)  # type: ignore[arg-type]  # the manifest's names are those of engines
+        found[name] = compared(model.heads, reference, answers_of(Exported(model, engine.predict), dev))
+        check(name, found[name], max_drop)
+    return found
+
+
+def write_tokenizer(run: Run, folder: Path) -> None:
+    """The tokenizer's files, for TensorFlow and for the server."""
+    run.tokenizer.save(folder)
+    if run.tokenizer.kind == "wordpiece":
+        rust = rust_tokenizer(folder / "vocab.txt", run.config.tokenizer.lowercase)
+        rust.save(str(folder / "tokenizer.json"))
+
+
+def manifest(run: Run, served: Served, folder: Path, name: str, engines: Mapping[str, dict]) -> dict:
     """What manifest.json says of the files in `folder`; `serving.bundle` and `serving.heads` document it."""
     results, tokenizer = json.loads((run.folder / "metrics.json").read_text()), run.tokenizer
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -69,7 +131,7 @@ def manifest(run: Run, ids: Any, folder: Path, name: str) -> dict:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": run.folder.name,
         "data": run.config.data.source,
-        "heads": heads(run, ids),
+        "heads": heads(run, served.ids),
         "tokenizer": {
             "kind": tokenizer.kind,
             "lowercase": run.config.tokenizer.lowercase,
@@ -80,7 +142,8 @@ def manifest(run: Run, ids: Any, folder: Path, name: str) -> dict:
             "sep_id": tokenizer.sep_id,
             "mask_id": tokenizer.mask_id,
         },
-        "engines": {"savedmodel": {"path": "saved_model", "inputs": list(ID_INPUTS), "dtype": "int32"}},
+        "engines": engines,
+        "gates": {},
         "metrics": {part: results[part] for part in ("dev", "test")},
         "versions": {package: version(package) for package in ("tensorflow", "keras", "tensorflow-text", "bert_mtl")},
         "files": {str(path.relative_to(folder)): sha256(path) for path in files},
@@ -117,10 +180,19 @@ def reads(task: Task, pair: bool) -> str:
 
 
 def export(config: ExportConfig) -> None:
-    """Exports and says what to do with the bundle."""
-    run, folder = open_run(config.run), Path(config.bundle)
-    write_bundle(run, folder, config.name or "-".join(run.config.tasks))
-    print(f"bundle: {folder}\n\nNext:\n  python -m serving.server bundle={folder} http.port=8000")
+    """Exports and says what each format costs, and what to do with the bundle."""
+    for name, found in write_bundle(open_run(config.run), config).items():
+        print(f"{name}: {said(found)}")
+    print(f"bundle: {config.bundle}\n\nNext:\n  python -m serving.server bundle={config.bundle} http.port=8000")
+
+
+def said(found: Mapping[str, dict]) -> str:
+    """What a format was found to cost."""
+    return "; ".join(
+        f"{head} loses {values['drop']:.2f} points on dev, {values['agreement']:.2%} of the answers are the run's, "
+        f"numbers differ by at most {values['difference']:.4f}"
+        for head, values in found.items()
+    )
 
 
 def main() -> None:

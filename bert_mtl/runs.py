@@ -174,14 +174,15 @@ def encoder_config(model: ModelConfig, weights: Path | None, vocab_size: int, ta
     )
 
 
-def load_model(run: Run) -> MultiTaskModel:
-    """The run's model with its selected weights and what was tuned with them. Raises RunError where there are none."""
+def load_model(run: Run, dtype: str | None = None) -> MultiTaskModel:
+    """The run's model with its selected weights and what was tuned with them, of another type than the run's where
+    `dtype` names one. Raises RunError where there are none."""
     if not run.weights.exists():
         raise RunError(
             f"{run.folder} has no weights yet: its training has not finished an epoch. "
             f"Continue it with python -m bert_mtl.train run.resume={run.folder}"
         )
-    encoder = BertEncoder(run.facts.encoder, dtype=run.config.model.dtype)
+    encoder = BertEncoder(run.facts.encoder, dtype=dtype or run.config.model.dtype)
     model = make_model(run.config.model, encoder, run.tasks, seed=0)
     load_variables(run.weights, weights_of(model))
     if run.tuned.exists():

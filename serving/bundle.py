@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, PositiveInt, ValidationError
 from conf.errors import Problem
 from serving.heads import AnyHead, Section
 
-FORMAT = 2
+FORMAT = 3
 """The manifest format this server reads."""
 
 
@@ -50,15 +50,27 @@ class TokenizerSettings(Section):
 
 
 class EngineFiles(Section):
-    """Where one engine's model lies and which arrays `(rows, length)` it takes."""
+    """Where one engine's model lies, which arrays `(rows, length)` it takes, and in what numbers it computes."""
 
     path: InnerPath
     inputs: Annotated[list[Input], Field(min_length=1)]
     dtype: Literal["int32"]
+    precision: Literal["fp32", "bf16", "int8"]
+
+
+class Gate(Section):
+    """A head of one format beside the run on the dev part: the largest difference of a number, the share of equal
+    answers, the metrics of both, and the points of the head's metric that are lost."""
+
+    difference: float
+    agreement: float
+    metrics: dict[Literal["run", "export"], dict[str, float]]
+    drop: float
 
 
 class Manifest(Section):
-    """What `manifest.json` says; `files` maps each file's path to its SHA-256."""
+    """What `manifest.json` says; `files` maps each file's path to its SHA-256, `gates` each engine's heads to how they
+    did on dev (nothing where they were not compared)."""
 
     format: PositiveInt
     name: str
@@ -69,6 +81,7 @@ class Manifest(Section):
     heads: Annotated[dict[str, AnyHead], Field(min_length=1)]
     tokenizer: TokenizerSettings
     engines: dict[str, EngineFiles]
+    gates: dict[str, dict[str, Gate]]
     metrics: dict[str, dict[str, dict[str, float]]]
     versions: dict[str, str]
     files: dict[InnerPath, str]

@@ -13,7 +13,7 @@ from conf.errors import Problem
 from serving.bundle import Bundle
 from serving.heads import Head
 
-EngineName = Literal["auto", "savedmodel", "dummy"]
+EngineName = Literal["auto", "openvino", "savedmodel", "dummy"]
 
 
 class EngineError(Exception):
@@ -57,6 +57,37 @@ class SavedModelEngine:
         return {head: output.numpy() for head, output in outputs.items()}
 
 
+class OpenVINOEngine:
+    """OpenVINO running the model on the CPU; `threads` is their number, None for a thread a core. With bf16 and int8,
+    what is not of 8 bits is computed in bfloat16."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise EngineError(f"engine openvino needs OpenVINO (pip install openvino): {error}") from error
+        files = bundle.manifest.engines["openvino"]
+        core = openvino.Core()
+        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if files.precision == "bf16" and not has_bf16:
+            raise EngineError("engine openvino must run on a processor with bfloat16, without which bf16 is slow: "
+                              "export with precision=fp32 or int8")  # fmt: skip
+        settings = {"INFERENCE_PRECISION_HINT": "bf16" if files.precision != "fp32" and has_bf16 else "f32"}
+        settings |= {"PERFORMANCE_HINT": "LATENCY"}  # one request at a time on all threads
+        if threads is not None:
+            settings |= {"INFERENCE_NUM_THREADS": str(threads)}
+        bundle.file(f"{files.path}/model.bin")
+        model = core.compile_model(bundle.file(f"{files.path}/model.xml"), "CPU", settings)
+        self._heads = [[head for head in bundle.manifest.heads if head in port.get_names()] for port in model.outputs]
+        self._request, self._inputs = model.create_infer_request(), files.inputs
+
+    def predict(self, token_ids: np.ndarray, type_ids: np.ndarray, segment_ids: np.ndarray) -> dict[str, np.ndarray]:
+        arrays = {"token_ids": token_ids, "type_ids": type_ids, "segment_ids": segment_ids}
+        outputs = self._request.infer({name: arrays[name] for name in self._inputs}).values()
+        # The next call writes into the same memory.
+        return {head: output.copy() for heads, output in zip(self._heads, outputs, strict=True) for head in heads}
+
+
 class DummyEngine:
     """No model: numbers that depend on token ids alone, for trying and testing what surrounds one. Those of a row or
     token add up to 1, as probabilities do."""
@@ -77,7 +108,11 @@ class DummyEngine:
         return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32).reshape(shape)
 
 
-ENGINES: dict[str, Callable[[Bundle, int | None], Engine]] = {"savedmodel": SavedModelEngine, "dummy": DummyEngine}
+ENGINES: dict[str, Callable[[Bundle, int | None], Engine]] = {
+    "openvino": OpenVINOEngine,
+    "savedmodel": SavedModelEngine,
+    "dummy": DummyEngine,
+}
 
 
 def open_engine(name: EngineName, bundle: Bundle, threads: int | None = None) -> Engine:

@@ -41,10 +41,11 @@ def write_bundle(folder: Path, *, heads: dict = HEADS, engines: dict | None = No
     settings = {"kind": "wordpiece", "lowercase": True, "max_length": 8, "truncation": "head"}
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
     manifest = {
-        "format": 2, "name": "tiny", "version": "1", "created": "2026-01-01T00:00:00Z", "run": "runs/tiny",
+        "format": 3, "name": "tiny", "version": "1", "created": "2026-01-01T00:00:00Z", "run": "runs/tiny",
         "data": "sample", "heads": heads,
         "tokenizer": settings | {"pad_id": 0, "cls_id": 2, "sep_id": 3, "mask_id": 4} | tokenizer,
-        "engines": engines or {}, "metrics": {"dev": {"imdb": {"accuracy": 0.9}}}, "versions": {"tensorflow": "2.21.0"},
+        "engines": engines or {}, "gates": {},
+        "metrics": {"dev": {"imdb": {"accuracy": 0.9}}}, "versions": {"tensorflow": "2.21.0"},
         "files": {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -82,7 +83,7 @@ def saved_model(tmp_path_factory) -> Path:
     signatures = {"text": model.text, "serving_default": model.text, "ids": model.ids}
     tf.saved_model.save(model, str(folder / "saved_model"), signatures=signatures)
     inputs = ["token_ids", "type_ids", "segment_ids"]
-    engines = {"savedmodel": {"path": "saved_model", "inputs": inputs, "dtype": "int32"}}
+    engines = {"savedmodel": {"path": "saved_model", "inputs": inputs, "dtype": "int32", "precision": "fp32"}}
     return write_bundle(folder, engines=engines)
 
 
@@ -116,10 +117,10 @@ def test_a_manifest_that_is_no_manifest_is_not_a_bundle(tmp_path, content):
         load_bundle(tmp_path)
 
 
-@pytest.mark.parametrize("number, advice", [(3, "update the server"), (1, "export the run again")])
+@pytest.mark.parametrize("number, advice", [(4, "update the server"), (2, "export the run again")])
 def test_another_format_is_refused_before_its_fields_are_read(tmp_path, number, advice):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": number, "everything": "else"}))
-    with pytest.raises(BundleError, match=f"has format {number}; this server reads 2: {advice}"):
+    with pytest.raises(BundleError, match=f"has format {number}; this server reads 3: {advice}"):
         load_bundle(tmp_path)
 
 
@@ -371,7 +372,7 @@ def test_a_saved_model_without_the_ids_signature_is_named(tmp_path):
     module = tf.Module()
     module.text = tf.function(lambda texts: {"imdb": texts}, input_signature=[tf.TensorSpec((None,), tf.string)])
     tf.saved_model.save(module, str(tmp_path / "saved_model"), signatures={"text": module.text})
-    engines = {"savedmodel": {"path": "saved_model", "inputs": ["token_ids"], "dtype": "int32"}}
+    engines = {"savedmodel": {"path": "saved_model", "inputs": ["token_ids"], "dtype": "int32", "precision": "fp32"}}
     with pytest.raises(EngineError, match="must have the signature ids; it has text"):
         open_engine("savedmodel", load_bundle(write_bundle(tmp_path, engines=engines)))
 

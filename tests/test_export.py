@@ -15,15 +15,18 @@ import tensorflow as tf
 from bert_mtl.config import ExportConfig, TrainConfig
 from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.export import export, write_bundle
+from bert_mtl.kinds import DataError
 from bert_mtl.multitask import make_model
 from bert_mtl.predict import Predictor
 from bert_mtl.runs import Facts, Run, RunError, open_run, save_variables, start_run, weights_of
 from bert_mtl.tasks import make_tasks
 from bert_mtl.tokenization import Tokenizer, WordPieceTokenizer
+from bert_mtl.train import train
 from conf import entry
+from conf.errors import ConfigError
 from serving.bundle import load_bundle
 from serving.config import LimitsConfig
-from serving.engines import open_engine
+from serving.engines import OpenVINOEngine, open_engine
 from serving.service import Service
 from spans.tags import Decoder
 
@@ -70,17 +73,23 @@ def make_run(folder: Path, tasks: list[str], tokenizer: Tokenizer, **model: str)
     return open_run(folder)
 
 
-def exported(run: Run) -> Path:
+def settings(run: Run, folder: Path, *options: str) -> ExportConfig:
+    given = [f"run='{run.folder}'", f"bundle='{folder}'", "name=toy", *options]
+    return entry.compose("export", given, ExportConfig)
+
+
+def exported(run: Run, *options: str) -> Path:
+    """A bundle of a run that has no data."""
     folder = run.folder.parent / f"{run.folder.name} bundle"
-    write_bundle(run, folder, "toy")
+    write_bundle(run, settings(run, folder, "max_drop=null", *options))
     return folder
 
 
-def server(bundle: Path) -> Callable:
+def server(bundle: Path, engine: str = "savedmodel") -> Callable:
     """What answers texts (and texts_b) in a server around the bundle."""
     loaded = load_bundle(bundle)
     limits = LimitsConfig(texts=50, characters=1000, body=10_000)
-    service = Service(loaded, open_engine("savedmodel", loaded), limits, batch_tokens=60)
+    service = Service(loaded, open_engine(engine, loaded), limits, batch_tokens=60)
     return lambda *texts: asyncio.run(service.classify(*texts)).results
 
 
@@ -116,7 +125,7 @@ def predictor(run) -> Predictor:
 
 @pytest.fixture(scope="module")
 def bundle(run) -> Path:
-    return exported(run)
+    return exported(run, "formats=[savedmodel,openvino]")
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +160,7 @@ def test_the_server_answers_pairs_as_the_run_does(served, predictor):
 
 def test_the_command_exports_masked_words_alone_too(tmp_path, tokenizer, capsys):
     run, bundle = make_run(tmp_path / "run", ["words"], tokenizer), tmp_path / "bundle"
-    export(ExportConfig(run=str(run.folder), bundle=str(bundle), name=None))
+    export(settings(run, bundle, "max_drop=null", "name=null"))
     assert f"python -m serving.server bundle={bundle}" in capsys.readouterr().out
     assert load_bundle(bundle).manifest.name == "words"
     assert set(tf.saved_model.load(str(bundle / "saved_model")).signatures) == {"ids", "serving_default"}
@@ -164,6 +173,111 @@ def test_tasks_with_weights_of_their_own_in_the_encoder_keep_them(tmp_path, toke
     answers, predictor = server(exported(run)), Predictor(run.folder)
     assert_alike(answers(TEXTS), predictor.predict(TEXTS))
     assert_alike(answers(TEXTS, TEXTS_B), predictor.predict(TEXTS, TEXTS_B))
+
+
+# --- OpenVINO
+
+
+def test_openvino_answers_as_the_run_does(bundle, predictor):
+    answers = server(bundle, "openvino")
+    assert_alike(answers(TEXTS), predictor.predict(TEXTS))
+    assert_alike(answers(TEXTS, TEXTS_B), predictor.predict(TEXTS, TEXTS_B))
+
+
+def test_openvinos_files_are_read_without_this_project(bundle):
+    script = f"""
+        import json, sys, numpy, openvino
+        model = openvino.Core().compile_model({str(bundle / "openvino" / "model.xml")!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+        ids = numpy.array([[2, 9, 3, 0]], "int32")
+        rows = {{"token_ids": ids, "type_ids": 0 * ids, "segment_ids": numpy.sign(ids)}}
+        print(json.dumps(model(rows)["stars_tones"].tolist()))
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    ).stdout
+    ids = np.array([[2, 9, 3, 0]], np.int32)
+    expected = open_engine("savedmodel", load_bundle(bundle)).predict(ids, 0 * ids, np.sign(ids))["stars_tones"]
+    np.testing.assert_allclose(json.loads(found.splitlines()[-1]), expected, atol=1e-4)
+
+
+# --- the gate
+
+
+def test_a_precision_that_no_format_takes_is_refused_with_the_reason(run, tmp_path):
+    with pytest.raises(ConfigError, match="precision must be one that a format takes .*8-bit products.* Options: fp32"):
+        settings(run, tmp_path / "bundle", "precision=int8")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tokenizer) -> Run:
+    """A run with data: two tasks whose texts say their labels, learned in a second."""
+    folder = tmp_path_factory.mktemp("trained")
+    vocab = folder / "vocab"
+    tokenizer.save(vocab)
+    dice = np.random.default_rng(3)
+    for task, labels, words in (("mood", ["a", "z"], ["good", "not"]), ("stars", [1.0, 3.0], ["film", "plot"])):
+        for part, count in {"train": 96, "dev": 24, "test": 8}.items():
+            kinds = dice.integers(0, 2, count)
+            lines = [
+                {"text": " ".join([words[kind], *dice.choice(["the", "was"], kind + 1)]), "label": labels[kind]}
+                for kind in kinds
+            ]
+            (folder / f"{task}.{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    columns = "columns: {text: text, HEAD: label}"
+    source = f"sources: {{sample: {{format: jsonl, path: '{folder}/TASK.{{part}}.jsonl', {columns}}}}}"
+    heads = {"mood": "{kind: classification, labels: [a, z]}", "stars": "{kind: regression}"}
+    tasks = [
+        f"+tasks.{name}={{heads: {{{name}: {head}}}, {source.replace('TASK', name).replace('HEAD', name)}}}"
+        for name, head in heads.items()
+    ]
+    config = entry.compose(
+        "train",
+        ["model=tiny", "model.weights=null", f"tokenizer.vocab='{vocab}/vocab.txt'", "tokenizer.max_length=24",
+         "input.pad_to=8",
+         "~tasks.imdb", *tasks, "train.epochs=3", "train.batch_size=8", "optimizer.learning_rate=0.003",
+         "model.dropout=0", "data.workers=1", f"cache_dir='{folder}/cache'", f"run.dir='{folder}/run'"],
+        TrainConfig,
+    )  # fmt: skip
+    train(config)
+    return open_run(folder / "run")
+
+
+def test_every_format_is_compared_with_the_run_on_dev(trained, tmp_path, capsys):
+    export(settings(trained, tmp_path / "bundle", "formats=[savedmodel,openvino]", "precision=int8", "max_drop=5"))
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    precisions = {name: files.precision for name, files in manifest.engines.items()}
+    assert precisions == {"savedmodel": "fp32", "openvino": "int8"}
+    exact, small = manifest.gates["savedmodel"], manifest.gates["openvino"]
+    assert set(exact) == set(small) == {"mood", "stars"}
+    assert exact["mood"].difference < 1e-5 and exact["mood"].agreement == 1 and abs(exact["mood"].drop) < 1e-6
+    assert exact["mood"].metrics["run"] == pytest.approx(trained_metrics(trained)["mood"], abs=1e-4)
+    assert 1e-5 < small["mood"].difference < 0.2
+    assert "openvino: mood loses " in capsys.readouterr().out
+    assert (tmp_path / "bundle" / "openvino" / "model.bin").stat().st_size < 0.45 * weights_size(tmp_path / "bundle")
+
+
+def trained_metrics(run: Run) -> dict:
+    return json.loads((run.folder / "metrics.json").read_text())["dev"]
+
+
+def weights_size(bundle: Path) -> int:
+    return (bundle / "saved_model" / "variables" / "variables.data-00000-of-00001").stat().st_size
+
+
+def test_a_format_that_loses_too_much_leaves_no_bundle(trained, tmp_path, monkeypatch):
+    predict = OpenVINOEngine.predict
+    monkeypatch.setattr(
+        OpenVINOEngine, "predict", lambda *rows: {name: -values for name, values in predict(*rows).items()}
+    )
+    with pytest.raises(RunError, match=r"export.max_drop must not be passed: on dev format openvino loses mood \d+"):
+        write_bundle(trained, settings(trained, tmp_path / "bundle", "formats=[openvino]"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dev_part_that_is_missing_is_told(run, tmp_path):
+    with pytest.raises(DataError, match="jsonl"):
+        write_bundle(run, settings(run, tmp_path / "bundle"))
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the graphs
@@ -276,11 +390,11 @@ def test_a_bundle_says_of_every_head_what_it_reads_and_gives(bundle, run):
 
 def test_a_bundle_is_never_overwritten_and_an_unfinished_run_makes_none(run, bundle, tmp_path, tokenizer):
     with pytest.raises(RunError, match="bundle must be a folder that does not exist yet"):
-        write_bundle(run, bundle, "toy")
+        write_bundle(run, settings(run, bundle))
     unfinished = make_run(tmp_path / "run", ["stars"], tokenizer)
     (unfinished.folder / "metrics.json").unlink()
     with pytest.raises(
         RunError, match="run must be finished; .* Continue it with python -m bert_mtl.train run.resume="
     ):
-        write_bundle(unfinished, tmp_path / "bundle", "toy")
+        write_bundle(unfinished, settings(unfinished, tmp_path / "bundle"))
     assert not (tmp_path / "bundle").exists()

@@ -15,6 +15,7 @@ ORDER = (
     "input_pipeline", "pooling", "adapters", "encoder", "flash_attention", "attention", "checkpoints", "weighting",
     "r_drop", "exits", "multitask", "served", "optimization", "cluster", "rendezvous", "devices", "chief", "answers",
     "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking", "baselines", "mistakes", "report",
+    "formats", "gates",
 )  # fmt: skip
 ENTRIES = ("train", "evaluate", "predict", "embed", "export")
 DATA_PREP_MAY = {
@@ -67,7 +68,7 @@ def roots(imported: set[str]) -> set[str]:
         ("spans", {"conf", "bert_mtl", "data_prep", "serving", "benchmarks", "tensorflow", "keras"}),
         ("serving", {"bert_mtl", "data_prep", "benchmarks"}),
         ("data_prep", {"serving", "benchmarks", "keras"}),
-        ("bert_mtl", {"serving", "benchmarks"}),
+        ("bert_mtl", {"benchmarks"}),
     ],
 )
 def test_a_room_leaves_others_alone(room, forbidden):
@@ -89,6 +90,10 @@ def test_bert_mtl_imports_downwards_only():
 
 def test_only_entries_prepare_data():
     assert {module for module, names in modules("bert_mtl").items() if of("data_prep", names)} <= set(ENTRIES)
+
+
+def test_only_the_exporter_asks_the_server_what_its_bundle_answers():
+    assert {module for module, names in modules("bert_mtl").items() if of("serving", names)} == {"export"}
 
 
 def test_only_tracking_imports_wandb():

@@ -406,7 +406,7 @@ def test_a_damaged_bundle_ends_the_process_with_one_message(tmp_path):
 def test_the_savedmodel_engine_without_tensorflow_says_what_to_install(tmp_path):
     (tmp_path / "saved_model").mkdir()
     (tmp_path / "saved_model/saved_model.pb").write_bytes(b"x")
-    files = {"savedmodel": {"path": "saved_model", "inputs": ["token_ids"], "dtype": "int32"}}
+    files = {"savedmodel": {"path": "saved_model", "inputs": ["token_ids"], "dtype": "int32", "precision": "fp32"}}
     with server_process(f"bundle={write_bundle(tmp_path, engines=files)}") as (process, _):
         assert process.wait(20) == 1
         assert process.stderr.read().startswith("engine savedmodel needs TensorFlow (pip install tensorflow-text): ")

@@ -40,11 +40,11 @@ class MaskedLanguage(Head):
         return ops.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
 
     def answer(self, outputs: Any, labels: Any, inputs: Mapping[str, Any]) -> Any:
-        log_probability = -self.losses(outputs, ops.maximum(labels, 0))
+        total = ops.logsumexp(outputs, axis=-1, keepdims=True)
+        own = ops.take_along_axis(outputs, ops.expand_dims(ops.maximum(labels, 0), 1), axis=1)
         best, ids = ops.top_k(outputs, GUESSES)
-        probabilities = ops.exp(best - ops.logsumexp(outputs, axis=-1, keepdims=True))
         ids = ops.cast(ids, "float32")  # exact up to 2^24
-        return ops.concatenate([ops.expand_dims(log_probability, 1), ids, probabilities], axis=1)
+        return ops.concatenate([own - total, ids, ops.exp(best - total)], axis=1)
 
     def metrics(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         loss = -float(answers[:, 0].mean(dtype=np.float64))

@@ -1,0 +1,93 @@
+"""An exported model beside its run on the dev part: how far apart their answers are, and whether it may be used.
+
+Heads of masked places are compared nowhere: what an export answers there says nothing of the true word.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from bert_mtl.answers import Answered, answer_part
+from bert_mtl.formats import Rows
+from bert_mtl.input_pipeline import Pipeline
+from bert_mtl.kinds import Head
+from bert_mtl.multitask import MultiTaskModel
+from bert_mtl.runs import RunError
+
+Predict = Callable[..., dict[str, np.ndarray]]
+"""(token_ids, type_ids, segment_ids), each `(rows, length)`, to each head's numbers."""
+
+
+class Exported:
+    """What answers a part in the model's place (`answers.answer_part`): batches of unpacked rows, each with a text."""
+
+    def __init__(self, model: MultiTaskModel, predict: Predict):
+        self.heads, self.depths, self.predict = model.heads, model.depths[-1:], predict
+
+    def name_at(self, name: str, depth: int) -> str:
+        return name
+
+    def answer(self, batch: Mapping[str, Any], heads: tuple[str, ...], exits: bool = False) -> dict[str, tf.Tensor]:
+        rows = rows_of(batch)
+        found, segments = self.predict(*rows), batch["segment_ids"].max(axis=1)
+        return {name: self._answer(self.heads[name], found[name], segments, batch) for name in heads}
+
+    @staticmethod
+    def _answer(head: Head, found: np.ndarray, segments: np.ndarray, batch: Mapping[str, Any]) -> tf.Tensor:
+        if head.level == "token":
+            return tf.constant(found)
+        by_segment = np.zeros((len(batch["index"]), *found.shape[1:]), np.float32)
+        by_segment[segments[segments > 0] - 1] = found[segments > 0]
+        return head.answer(tf.constant(by_segment), None, batch) if head.separate else tf.constant(by_segment)
+
+
+def rows_of(batch: Mapping[str, Any]) -> Rows:
+    """The rows of a batch that is not packed."""
+    return Rows(batch["token_ids"], batch["type_ids"], np.minimum(batch["segment_ids"], 1).astype(np.int32))
+
+
+def answers_of(model: MultiTaskModel | Exported, dev: Mapping[str, Pipeline]) -> dict[str, Answered]:
+    """What every head answers to its task's dev part."""
+    found: dict[str, Answered] = {}
+    for pipeline in dev.values():
+        heads = {spec.name: spec.name for spec in pipeline.labels if spec.level != "mask"}
+        if heads:
+            found |= answer_part(model, pipeline, heads)  # type: ignore[arg-type]  # `Exported` has what it asks for
+    return found
+
+
+def compared(heads: Mapping[str, Head], run: Mapping[str, Answered], export: Mapping[str, Answered]) -> dict[str, dict]:
+    """By head: `difference`, the largest of any number of an answer; `agreement`, the share of items whose readable
+    answer is the same; `metrics` of run and export; `drop`, how much of the head's metric is lost, in points."""
+    found = {}
+    for name, theirs in run.items():
+        head, own = heads[name], export[name]
+        if not len(theirs.index):
+            continue
+        pairs = list(zip(theirs.answers, own.answers, strict=True))
+        metrics = {who: head.metrics(part.answers, part.labels) for who, part in (("run", theirs), ("export", own))}
+        found[name] = {
+            "difference": max(float(np.abs(np.asarray(a) - np.asarray(b)).max(initial=0)) for a, b in pairs),
+            "agreement": float(np.mean([_choice(a) == _choice(b) for a, b in pairs])),
+            "metrics": metrics,
+            "drop": 100 * (metrics["run"][head.metric] - metrics["export"][head.metric]),
+        }
+    return found
+
+
+def check(name: str, found: Mapping[str, dict], max_drop: float) -> None:
+    """Raises RunError where a head of the format `name` loses more than `max_drop` points of its metric."""
+    lost = [f"{head} {values['drop']:.2f}" for head, values in found.items() if not values["drop"] <= max_drop]
+    if lost:
+        raise RunError(
+            f"export.max_drop must not be passed: on dev format {name} loses {', '.join(lost)} points; "
+            f"at most {max_drop} may be lost. Export in a higher precision, or allow more with max_drop=…"
+        )
+
+
+def _choice(answer: Any) -> Any:
+    """What an answer comes down to: the likeliest of its numbers (of each word's); a single one, rounded to a half."""
+    values = np.asarray(answer)
+    return values.argmax(axis=-1).tolist() if values.ndim else round(2 * float(values))
