@@ -5,7 +5,6 @@ manifest with the heads, the metrics and a SHA-256 of every file. Each format an
 engine of the server before the bundle appears.
 """
 
-import itertools
 import json
 import os
 import shutil
@@ -15,12 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from bert_mtl.config import ExportConfig
 from bert_mtl.formats import Rows, write_format
 from bert_mtl.gates import Exported, answers_of, check, compared, rows_of
 from bert_mtl.input_pipeline import Pipeline
+from bert_mtl.multitask import MultiTaskModel
 from bert_mtl.records import load_manifest, sha256
 from bert_mtl.runs import Run, RunError, check_examples, load_model, open_run
 from bert_mtl.served import Served
@@ -65,7 +66,7 @@ def write_bundle(run: Run, config: ExportConfig) -> dict[str, dict[str, dict]]:
         written = manifest(run, served, partial, config.name or "-".join(run.config.tasks), engines)
         (partial / "manifest.json").write_text(json.dumps(written, indent=1))
         if config.max_drop is not None:
-            written["gates"] = gates(run, partial, dev, config.max_drop)
+            written["gates"] = gates(model, partial, dev, config.max_drop)
             (partial / "manifest.json").write_text(json.dumps(written, indent=1))
         os.replace(partial, folder)
     except (OSError, tf.errors.OpError) as error:
@@ -87,24 +88,26 @@ def dev_part(run: Run) -> dict[str, Pipeline]:
 
 
 def calibration(dev: Mapping[str, Pipeline], count: int) -> list[Rows]:
-    """The first texts of every task's dev part, `count` in all where there are so many; each alone, without padding."""
+    """Texts of every task's dev part, `count` in all where there are so many, of all lengths (batches come by length);
+    each alone, without padding."""
     found: list[Rows] = []
     for pipeline in dev.values():
-        single = (
+        single = [
             Rows(*(array[row : row + 1, : int(rows.segment_ids[row].sum())] for array in rows))
             for rows in map(rows_of, pipeline.batches(pipeline.first_epoch))
-            for row in range(len(rows.token_ids))
-            if rows.segment_ids[row].any()
-        )
-        found += itertools.islice(single, -(-count // len(dev)))
+            for row in np.flatnonzero(rows.segment_ids.any(axis=1))
+        ]
+        share = min(-(-count // len(dev)), len(single))
+        found += [single[place] for place in np.linspace(0, len(single) - 1, share, dtype=int)]
     return found
 
 
-def gates(run: Run, folder: Path, dev: Mapping[str, Pipeline], max_drop: float) -> dict[str, dict[str, dict]]:
-    """Every format of the bundle in `folder` beside the run itself on dev (`gates.compared`). Raises RunError where one
-    loses more than `max_drop` points."""
-    bundle, model, found = load_bundle(folder), load_model(run), {}
-    reference = answers_of(model, dev)
+def gates(
+    model: MultiTaskModel, folder: Path, dev: Mapping[str, Pipeline], max_drop: float
+) -> dict[str, dict[str, dict]]:
+    """Every format of the bundle in `folder` beside the run's model on dev (`gates.compared`). Raises RunError where
+    one loses more than `max_drop` points."""
+    bundle, reference, found = load_bundle(folder), answers_of(model, dev), {}
     for name in bundle.manifest.engines:
         engine = open_engine(name, bundle)  # type: ignore[arg-type]  # the manifest's names are those of engines
         found[name] = compared(model.heads, reference, answers_of(Exported(model, engine.predict), dev))
