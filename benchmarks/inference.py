@@ -66,7 +66,9 @@ def main() -> None:
         }
         for name, values in found.items()
     }
-    save(own["result"], {"rows": rows, "count": own["count"], "tokens": own["tokens"]}, "tensorflow", "openvino", "nncf")
+    save(
+        own["result"], {"rows": rows, "count": own["count"], "tokens": own["tokens"]}, "tensorflow", "openvino", "nncf"
+    )
     table = Table("engine", *next(iter(rows.values())))
     for name, values in rows.items():
         table.add_row(name, *map(str, values.values()))
