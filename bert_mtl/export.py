@@ -8,7 +8,7 @@ engine of the server before the bundle appears.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -185,17 +185,17 @@ def reads(task: Task, pair: bool) -> str:
 def export(config: ExportConfig) -> None:
     """Exports and says what each format costs, and what to do with the bundle."""
     for name, found in write_bundle(open_run(config.run), config).items():
-        print(f"{name}: {said(found)}")
+        print("\n".join(f"{name}: {line}" for line in said(found)))
     print(f"bundle: {config.bundle}\n\nNext:\n  python -m serving.server bundle={config.bundle} http.port=8000")
 
 
-def said(found: Mapping[str, dict]) -> str:
-    """What a format was found to cost."""
-    return "; ".join(
-        f"{head} loses {values['drop']:.2f} points on dev, {values['agreement']:.2%} of the answers are the run's, "
-        f"numbers differ by at most {values['difference']:.4f}"
-        for head, values in found.items()
-    )
+def said(found: Mapping[str, dict]) -> Iterator[str]:
+    """What a format was found to cost each head."""
+    for head, values in found.items():
+        yield (
+            f"{head} loses {values['drop']:.2f} points on dev; {values['agreement']:.2%} of the answers are the run's, "
+            f"numbers differ by at most {values['difference']:.4f}"
+        )
 
 
 def main() -> None:

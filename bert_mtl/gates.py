@@ -21,7 +21,7 @@ Predict = Callable[..., dict[str, np.ndarray]]
 
 
 class Exported:
-    """What answers a part in the model's place (`answers.answer_part`): batches of unpacked rows, each with a text."""
+    """What answers a part in the model's place (`answers.answer_part`)."""
 
     def __init__(self, model: MultiTaskModel, predict: Predict):
         self.heads, self.depths, self.predict = model.heads, model.depths[-1:], predict
@@ -30,22 +30,37 @@ class Exported:
         return name
 
     def answer(self, batch: Mapping[str, Any], heads: tuple[str, ...], exits: bool = False) -> dict[str, tf.Tensor]:
-        rows = rows_of(batch)
-        found, segments = self.predict(*rows), batch["segment_ids"].max(axis=1)
-        return {name: self._answer(self.heads[name], found[name], segments, batch) for name in heads}
+        found = self.predict(*rows_of(batch))
+        return {name: self._answer(self.heads[name], found[name], batch) for name in heads}
 
     @staticmethod
-    def _answer(head: Head, found: np.ndarray, segments: np.ndarray, batch: Mapping[str, Any]) -> tf.Tensor:
+    def _answer(head: Head, found: np.ndarray, batch: Mapping[str, Any]) -> tf.Tensor:
         if head.level == "token":
-            return tf.constant(found)
+            there, places = _places(batch)
+            by_token = np.zeros((*there.shape, *found.shape[2:]), np.float32)
+            by_token[there] = found[places]
+            return tf.constant(by_token)
         by_segment = np.zeros((len(batch["index"]), *found.shape[1:]), np.float32)
-        by_segment[segments[segments > 0] - 1] = found[segments > 0]
+        by_segment[: len(found)] = found
         return head.answer(tf.constant(by_segment), None, batch) if head.separate else tf.constant(by_segment)
 
 
 def rows_of(batch: Mapping[str, Any]) -> Rows:
-    """The rows of a batch that is not packed."""
-    return Rows(batch["token_ids"], batch["type_ids"], np.minimum(batch["segment_ids"], 1).astype(np.int32))
+    """Every segment of a batch as a row of its own."""
+    there, (segments, positions) = _places(batch)
+    shape = (segments.max(initial=-1) + 1, positions.max(initial=-1) + 1)
+    rows = Rows(*(np.zeros(shape, np.int32) for _ in Rows._fields))
+    rows.token_ids[segments, positions] = batch["token_ids"][there]
+    rows.type_ids[segments, positions] = batch["type_ids"][there]
+    rows.segment_ids[segments, positions] = 1
+    return rows
+
+
+def _places(batch: Mapping[str, Any]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Which tokens of a batch `(rows, length)` are none of padding, and for these the 0-based number of their segment
+    and their place in it."""
+    there = batch["segment_ids"] > 0
+    return there, (batch["segment_ids"][there] - 1, batch["position_ids"][there])
 
 
 def answers_of(model: MultiTaskModel | Exported, dev: Mapping[str, Pipeline]) -> dict[str, Answered]:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from bert_mtl.config import ExportConfig, TrainConfig
 from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.export import export, write_bundle
+from bert_mtl.gates import rows_of
 from bert_mtl.kinds import DataError
 from bert_mtl.multitask import make_model
 from bert_mtl.predict import Predictor
@@ -263,6 +264,19 @@ def trained_metrics(run: Run) -> dict:
 
 def weights_size(bundle: Path) -> int:
     return (bundle / "saved_model" / "variables" / "variables.data-00000-of-00001").stat().st_size
+
+
+def test_every_segment_of_a_batch_is_a_row_of_its_own():
+    batch = {
+        "token_ids": np.array([[2, 7, 3, 2, 3], [2, 8, 9, 3, 0]]),
+        "type_ids": np.array([[0, 0, 0, 0, 0], [0, 0, 1, 1, 0]]),
+        "segment_ids": np.array([[1, 1, 1, 2, 2], [3, 3, 3, 3, 0]]),
+        "position_ids": np.array([[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]]),
+    }
+    rows = rows_of(batch)
+    np.testing.assert_array_equal(rows.token_ids, [[2, 7, 3, 0], [2, 3, 0, 0], [2, 8, 9, 3]])
+    np.testing.assert_array_equal(rows.type_ids, [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]])
+    np.testing.assert_array_equal(rows.segment_ids, [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
 
 
 def test_a_format_that_loses_too_much_leaves_no_bundle(trained, tmp_path, monkeypatch):
