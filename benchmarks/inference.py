@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def read(folder: Path, count: int, tokens: int, bundle: Bundle) -> Data:
-    """The same texts for every seed of a machine: a sample of each label's files."""
+    """Half of the texts from each label's folder: a sample, always the same one."""
     dice, tokenizer, pad_id = random.Random(5), Tokenizer(bundle), bundle.manifest.tokenizer.pad_id
     files = [path for label in ("neg", "pos") for path in dice.sample(sorted((folder / label).iterdir()), count // 2)]
     rows: list[Row] = [row for (row,) in tokenizer.read("text", [path.read_text() for path in files])]

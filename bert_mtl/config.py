@@ -292,7 +292,9 @@ class EmbedConfig(Schema):
         return found
 
 
-SLOW = {
+Format = Literal["savedmodel", "openvino"]
+Precision = Literal["fp32", "bf16", "int8"]
+SLOW: dict[tuple[Format, Precision], str] = {
     ("savedmodel", "bf16"): "a SavedModel in bf16 converts between types around every product",
     ("savedmodel", "int8"): "TensorFlow has no 8-bit products for a SavedModel of BERT",
 }
@@ -305,17 +307,20 @@ class ExportConfig(Schema):
     run: Filled
     bundle: Filled
     name: Filled | None
-    formats: Annotated[list[Literal["savedmodel", "openvino"]], Field(min_length=1)]
-    precision: Literal["fp32", "bf16", "int8"]
+    formats: Annotated[list[Format], Field(min_length=1)]
+    precision: Precision
     max_drop: NonNegativeFloat | None
     calibration: PositiveInt
 
     def problems(self) -> list[Problem]:
+        found = []
+        if len(set(self.formats)) < len(self.formats):
+            found.append(Problem("formats", "name each format once", self.formats))
         slow = [reason for name in self.formats if (reason := SLOW.get((name, self.precision)))]
-        if len(slow) < len(self.formats):
-            return []
-        rule = f"be one that a format takes ({'; '.join(slow)})"
-        return [Problem("precision", rule, self.precision, ["fp32"])]
+        if len(slow) == len(self.formats):
+            rule = f"be one that a format takes ({'; '.join(slow)})"
+            found.append(Problem("precision", rule, self.precision, ["fp32"]))
+        return found
 
 
 class VocabConfig(Schema):

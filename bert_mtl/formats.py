@@ -3,18 +3,15 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import absl.logging
 import numpy as np
 import tensorflow as tf
 
-from bert_mtl.config import SLOW
+from bert_mtl.config import SLOW, Format, Precision
 from bert_mtl.runs import RunError
 from bert_mtl.served import ID_INPUTS, Served
-
-Format = Literal["savedmodel", "openvino"]
-Precision = Literal["fp32", "bf16", "int8"]
 
 
 class Rows(NamedTuple):

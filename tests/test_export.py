@@ -208,6 +208,8 @@ def test_openvinos_files_are_read_without_this_project(bundle):
 def test_a_precision_that_no_format_takes_is_refused_with_the_reason(run, tmp_path):
     with pytest.raises(ConfigError, match="precision must be one that a format takes .*8-bit products.* Options: fp32"):
         settings(run, tmp_path / "bundle", "precision=int8")
+    with pytest.raises(ConfigError, match="formats must name each format once"):
+        settings(run, tmp_path / "bundle", "formats=[openvino,openvino]")
 
 
 @pytest.fixture(scope="module")
