@@ -292,11 +292,16 @@ class EmbedConfig(Schema):
         return found
 
 
-Format = Literal["savedmodel", "openvino"]
-Precision = Literal["fp32", "bf16", "int8"]
-SLOW: dict[tuple[Format, Precision], str] = {
+Format = Literal["savedmodel", "graphdef", "openvino", "onnx", "litert"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+REFUSED: dict[tuple[Format, Precision], str] = {
     ("savedmodel", "bf16"): "a SavedModel in bf16 converts between types around every product",
+    ("savedmodel", "fp16"): "TensorFlow has no fp16 products for CPUs, and a SavedModel is for GPUs too",
     ("savedmodel", "int8"): "TensorFlow has no 8-bit products for a SavedModel of BERT",
+    ("graphdef", "bf16"): "a GraphDef in bf16 converts between types around every product",
+    ("onnx", "bf16"): "ONNX Runtime has no bf16 products for CPUs",
+    ("onnx", "fp16"): "ONNX Runtime has no fp16 products for CPUs and converts between types around every one",
+    ("litert", "bf16"): "LiteRT has no bf16 products for CPUs",
 }
 """Why a format does not take a precision; beside one that does, it is written in fp32."""
 
@@ -309,6 +314,7 @@ class ExportConfig(Schema):
     name: Filled | None
     formats: Annotated[list[Format], Field(min_length=1)]
     precision: Precision
+    exits: bool
     max_drop: NonNegativeFloat | None
     calibration: PositiveInt
 
@@ -316,9 +322,9 @@ class ExportConfig(Schema):
         found = []
         if len(set(self.formats)) < len(self.formats):
             found.append(Problem("formats", "name each format once", self.formats))
-        slow = [reason for name in self.formats if (reason := SLOW.get((name, self.precision)))]
-        if len(slow) == len(self.formats):
-            rule = f"be one that a format takes ({'; '.join(slow)})"
+        reasons = [reason for name in self.formats if (reason := REFUSED.get((name, self.precision)))]
+        if len(reasons) == len(self.formats):
+            rule = f"be one that a format takes ({'; '.join(reasons)})"
             found.append(Problem("precision", rule, self.precision, ["fp32"]))
         return found
 

@@ -18,13 +18,13 @@ import numpy as np
 import tensorflow as tf
 
 from bert_mtl.config import ExportConfig
-from bert_mtl.formats import Rows, write_format
-from bert_mtl.gates import Exported, answers_of, check, compared, rows_of
+from bert_mtl.formats import Arrays, write_format
+from bert_mtl.gates import Exported, answers_of, check, compared, leaving, rows_of
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.multitask import MultiTaskModel
 from bert_mtl.records import load_manifest, sha256
 from bert_mtl.runs import Run, RunError, check_examples, load_model, open_run
-from bert_mtl.served import Served
+from bert_mtl.served import ID_INPUTS, Served
 from bert_mtl.tasks import Task
 from bert_mtl.tokenization import rust_tokenizer
 from bert_mtl.train import part_pipelines
@@ -53,20 +53,23 @@ def write_bundle(run: Run, config: ExportConfig) -> dict[str, dict[str, dict]]:
             f"Continue it with python -m bert_mtl.train run.resume={run.folder}"
         )
     model = load_model(run, dtype="float32")
+    exits = config.exits and len(model.depths) > 1
+    check_export(model, exits, config.max_drop)
     dev = dev_part(run) if config.max_drop is not None or config.precision == "int8" else {}
     texts = calibration(dev, config.calibration) if config.precision == "int8" else []
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         partial.mkdir(parents=True)
         served = Served(model, run.tokenizer, run.tasks, run.facts.pairs)
+        stages = served.stages(exits)
         engines: dict[str, dict] = {
-            name: write_format(name, served, partial, config.precision, texts) for name in config.formats
+            name: write_format(name, served, stages, partial, config.precision, texts) for name in config.formats
         }
         write_tokenizer(run, partial / "tokenizer")
         written = manifest(run, served, partial, config.name or "-".join(run.config.tasks), engines)
         (partial / "manifest.json").write_text(json.dumps(written, indent=1))
         if config.max_drop is not None:
-            written["gates"] = gates(model, partial, dev, config.max_drop)
+            written["gates"] = gates(model, partial, dev, engines, config.max_drop)
             (partial / "manifest.json").write_text(json.dumps(written, indent=1))
         os.replace(partial, folder)
     except (OSError, tf.errors.OpError) as error:
@@ -74,6 +77,17 @@ def write_bundle(run: Run, config: ExportConfig) -> dict[str, dict[str, dict]]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return written["gates"]
+
+
+def check_export(model: MultiTaskModel, exits: bool, max_drop: float | None) -> None:
+    """Raises RunError for what no bundle can be made of."""
+    taken = sorted({*ID_INPUTS, "states"} & {*model.heads})
+    if taken:
+        raise RunError(f"heads must not have the names of a graph's inputs; got {', '.join(taken)}.")
+    if exits and max_drop is None:
+        raise RunError("exits must be false with max_drop=null: where texts may leave is chosen on dev.")
+    if exits and model.encoder.config.reads_tasks:
+        raise RunError("exits must be false where the encoder knows the task (model.adapters, model.task_embedding).")
 
 
 def dev_part(run: Run) -> dict[str, Pipeline]:
@@ -87,15 +101,15 @@ def dev_part(run: Run) -> dict[str, Pipeline]:
     return part_pipelines(run, folders, "dev", input=asked, train=train)
 
 
-def calibration(dev: Mapping[str, Pipeline], count: int) -> list[Rows]:
+def calibration(dev: Mapping[str, Pipeline], count: int) -> list[Arrays]:
     """Texts of every task's dev part, `count` in all where there are so many, of all lengths (batches come by length);
     each alone, without padding."""
-    found: list[Rows] = []
+    found: list[Arrays] = []
     for pipeline in dev.values():
         single = [
-            Rows(*(array[row : row + 1, : int(rows.segment_ids[row].sum())] for array in rows))
+            {name: array[row : row + 1, : int(rows["segment_ids"][row].sum())] for name, array in rows.items()}
             for rows in map(rows_of, pipeline.batches(pipeline.first_epoch))
-            for row in np.flatnonzero(rows.segment_ids.any(axis=1))
+            for row in np.flatnonzero(rows["segment_ids"].any(axis=1))
         ]
         share = min(-(-count // len(dev)), len(single))
         found += [single[place] for place in np.linspace(0, len(single) - 1, share, dtype=int)]
@@ -103,14 +117,28 @@ def calibration(dev: Mapping[str, Pipeline], count: int) -> list[Rows]:
 
 
 def gates(
-    model: MultiTaskModel, folder: Path, dev: Mapping[str, Pipeline], max_drop: float
+    model: MultiTaskModel, folder: Path, dev: Mapping[str, Pipeline], engines: Mapping[str, dict], max_drop: float
 ) -> dict[str, dict[str, dict]]:
-    """Every format of the bundle in `folder` beside the run's model on dev (`gates.compared`). Raises RunError where
-    one loses more than `max_drop` points."""
+    """Every format of the bundle in `folder` beside the run's model on dev (`gates.compared`); where texts may leave
+    early is written to the stages of `engines`, what the manifest says of each format.
+
+    Raises RunError where one loses more than `max_drop` points.
+    """
     bundle, reference, found = load_bundle(folder), answers_of(model, dev), {}
-    for name in bundle.manifest.engines:
-        engine = open_engine(name, bundle)  # type: ignore[arg-type]  # the manifest's names are those of engines
-        found[name] = compared(model.heads, reference, answers_of(Exported(model, engine.predict), dev))
+    for name, files in engines.items():
+        engine = open_engine(name, bundle)  # type: ignore[arg-type]  # the formats are called as their engines
+        depths = [stage.depth for stage in engine.stages]
+        answers = answers_of(Exported(model, engine.predict, depths), dev, exits=len(depths) > 1)
+        shares: dict[str, dict[int, float]] = {head: {} for head in reference}
+        if len(depths) > 1:
+            for head, theirs in reference.items():
+                own = {depth: answers[model.name_at(head, depth)] for depth in depths}
+                answers[head], chosen, shares[head] = leaving(model.heads[head], theirs, own, max_drop)
+                for stage in files["stages"][:-1]:
+                    stage["leave"] = stage.get("leave", {}) | {head: chosen[stage["depth"]]}
+        found[name] = compared(model.heads, reference, answers)
+        for head, values in found[name].items():
+            values["leave"] = shares[head]
         check(name, found[name], max_drop)
     return found
 

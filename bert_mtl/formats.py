@@ -1,96 +1,145 @@
 """The formats of a bundle's model: `bert_mtl.served` in, a runtime's files and what the manifest says of them out."""
 
+import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import absl.logging
 import numpy as np
 import tensorflow as tf
 
-from bert_mtl.config import SLOW, Format, Precision
+from bert_mtl.config import REFUSED, Format, Precision
+from bert_mtl.frozen import Frozen, freeze
 from bert_mtl.runs import RunError
-from bert_mtl.served import ID_INPUTS, Served
+from bert_mtl.served import ID_INPUTS, Served, Stage
+
+Arrays = Mapping[str, np.ndarray]
+"""What a stage takes, by name, of one text or of several (`served.Stage`)."""
 
 
-class Rows(NamedTuple):
-    """Texts as arrays `(rows, length)` int32, a text a row; `segment_ids` is 1 on tokens and 0 on padding."""
+def write_format(
+    name: Format, served: Served, stages: Sequence[Stage], folder: Path, precision: Precision, texts: Sequence[Arrays]
+) -> dict:
+    """Writes a format below `folder`: the SavedModel of all signatures, or a file for each of `stages`; returns its
+    part of the manifest's `engines`.
 
-    token_ids: np.ndarray
-    type_ids: np.ndarray
-    segment_ids: np.ndarray
-
-
-def write_format(name: Format, served: Served, folder: Path, precision: Precision, texts: Sequence[Rows]) -> dict:
-    """Writes a format below `folder`; returns its part of the manifest's `engines`.
-
-    int8 takes the ranges of activations from `texts`, each alone in its arrays; a format that does not take the
-    precision is written in fp32.
+    OpenVINO's int8 takes the ranges of activations from `texts`, what the first stage takes of each. A format that does
+    not take the precision is written in fp32.
 
     Raises:
         RunError: the converter is not installed or does not know an operation.
     """
-    taken: Precision = "fp32" if (name, precision) in SLOW else precision
-    try:
-        return WRITERS[name](served, folder, taken, texts) | {"dtype": "int32", "precision": taken}
-    except ImportError as error:
-        raise RunError(f'format {name} needs the extra export (pip install "bert_mtl[export]"): {error}.') from error
+    taken: Precision = "fp32" if (name, precision) in REFUSED else precision
+    if name == "savedmodel":
+        return {"precision": taken, "stages": [_saved_model(served, folder, stages[-1].depth)]}
+    suffix, write = WRITERS[name]
+    (folder / name).mkdir()
+    found = []
+    for stage in stages:
+        path = f"{name}/{'model' if len(stages) == 1 else f'to_layer_{stage.depth}'}{suffix}"
+        frozen = freeze(stage.function)
+        try:
+            write(frozen, folder / path, taken, texts)
+        except ImportError as error:
+            raise RunError(
+                f'format {name} needs the extra export (pip install "bert_mtl[export]"): {error}.'
+            ) from error
+        except Exception as error:  # of several types, by the converter and the operation
+            raise RunError(f"format {name} cannot hold the model: {error}") from error
+        found.append({"path": path, "inputs": frozen.inputs, "depth": stage.depth})
+        if stage is not stages[-1]:
+            texts = [_behind(stage, arrays) for arrays in texts]
+    return {"precision": taken, "stages": found}
 
 
-def _saved_model(served: Served, folder: Path, precision: Precision, texts: Sequence[Rows]) -> dict:
+def _behind(stage: Stage, arrays: Arrays) -> Arrays:
+    """What the next stage takes of texts of which this one takes `arrays`."""
+    outputs = stage.function(**{name: tf.constant(values) for name, values in arrays.items()})
+    return {"states": outputs["states"].numpy(), "segment_ids": arrays["segment_ids"]}
+
+
+def _saved_model(served: Served, folder: Path, depth: int) -> dict:
     absl.logging.set_verbosity(absl.logging.ERROR)  # else every renamed input of the graphs is a warning
     tf.saved_model.save(served, str(folder / "saved_model"), signatures=served.signatures())
-    return {"path": "saved_model", "inputs": list(ID_INPUTS)}
+    return {"path": "saved_model", "inputs": list(ID_INPUTS), "depth": depth}
 
 
-def _openvino(served: Served, folder: Path, precision: Precision, texts: Sequence[Rows]) -> dict:
-    """OpenVINO's IR with dynamic shapes: operations fused by its converter, weights of half the size but for fp32."""
+def _graphdef(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arrays]) -> None:
+    path.write_bytes(frozen.graph.SerializeToString(deterministic=True))
+
+
+def _openvino(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arrays]) -> None:
+    """The IR with dynamic shapes: operations fused by its converter, weights of half the size but for fp32."""
     import openvino
 
-    model = _converted(served, openvino)
-    inputs = [port.any_name for port in model.inputs]
-    if precision == "int8":
-        model = _quantised(model, inputs, texts)
-    (folder / "openvino").mkdir()
-    openvino.save_model(model, folder / "openvino" / "model.xml", compress_to_fp16=precision != "fp32")
-    return {"path": "openvino", "inputs": inputs}
-
-
-def _converted(served: Served, openvino: Any) -> Any:
-    """The graph `ids` as OpenVINO's model; inputs and outputs are named as in the SavedModel."""
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
-    graph = served.ids.get_concrete_function()
-    frozen = convert_variables_to_constants_v2(graph)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "frozen.pb"
-        file.write_bytes(frozen.graph.as_graph_def().SerializeToString())
-        try:
-            model = openvino.convert_model(file)
-        except Exception as error:  # of several types, by the operation
-            raise RunError(f"format openvino cannot hold the model: {error}") from error
-    for port in model.inputs:
-        port.get_tensor().set_names({port.any_name.split(":")[0]})
-    heads = {tensor.name: head for head, tensor in zip(sorted(graph.structured_outputs), frozen.outputs, strict=True)}
-    for port in model.outputs:
-        named = [heads[name] for name in port.get_names() if name in heads]
-        port.get_tensor().set_names({*named})
-    return model
+        file.write_bytes(frozen.graph.SerializeToString())
+        model = openvino.convert_model(file)
+    for port in (*model.inputs, *model.outputs):
+        port.get_tensor().set_names(
+            {*(name.split(":")[0] for name in port.get_names())} & {*frozen.inputs, *frozen.outputs}
+        )
+    if precision == "int8":
+        model = _quantised(model, texts)
+    openvino.save_model(model, path, compress_to_fp16=precision != "fp32")
 
 
-def _quantised(model: Any, inputs: Sequence[str], texts: Sequence[Rows]) -> Any:
+def _quantised(model: Any, texts: Sequence[Arrays]) -> Any:
     """8-bit weights and activations (NNCF: ranges from the texts, SmoothQuant, biases corrected)."""
-    import logging
-
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    data = nncf.Dataset(list(texts), lambda rows: {name: getattr(rows, name) for name in inputs})
+    data = nncf.Dataset(list(texts))
     return nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=max(len(texts), 1))
 
 
-WRITERS: dict[Format, Callable[[Served, Path, Precision, Sequence[Rows]], dict]] = {
-    "savedmodel": _saved_model,
-    "openvino": _openvino,
+def _onnx(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arrays]) -> None:
+    """Weights of 8 bits have a scale for each output; activations are rounded as they come."""
+    import onnx
+    import tf2onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    ports = [[f"{name}:0" for name in names] for names in (frozen.inputs, frozen.outputs)]
+    model, _ = tf2onnx.convert.from_graph_def(frozen.graph, input_names=ports[0], output_names=ports[1], opset=18)
+    _unnumbered(model.graph, {*ports[0], *ports[1]})
+    if precision == "fp32":
+        onnx.save(model, path)
+    else:
+        quantize_dynamic(model, path, weight_type=QuantType.QInt8, per_channel=True)
+
+
+def _unnumbered(graph: Any, tensors: set[str]) -> None:
+    """Calls the tensors by their nodes: `imdb`, not `imdb:0`."""
+    for value in (*graph.input, *graph.output):
+        value.name = value.name.removesuffix(":0")
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name.removesuffix(":0") if name in tensors else name for name in names]
+
+
+def _litert(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arrays]) -> None:
+    """A file with the signature `serving_default`; weights of 8 bits have a scale for each output, activations are
+    rounded as they come; those of 16 bits are computed with in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        module = tf.Module()
+        module.answer = frozen.function()
+        tf.saved_model.save(module, folder, signatures=module.answer)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
+        if precision != "fp32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "fp16":
+            converter.target_spec.supported_types = [tf.float16]
+        path.write_bytes(converter.convert())
+
+
+Writer = Callable[[Frozen, Path, Precision, Sequence[Arrays]], None]
+WRITERS: dict[Format, tuple[str, Writer]] = {
+    "graphdef": (".pb", _graphdef),
+    "openvino": (".xml", _openvino),
+    "onnx": (".onnx", _onnx),
+    "litert": (".tflite", _litert),
 }

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -14,17 +15,34 @@ class Frozen(NamedTuple):
     inputs: list[str]
     outputs: list[str]
 
+    def function(self) -> Any:
+        """The graph as a concrete function of named arguments, to a dictionary of tensors."""
+
+        def call(**arrays: tf.Tensor) -> dict[str, tf.Tensor]:
+            outputs = tf.graph_util.import_graph_def(self.graph, arrays, [f"{name}:0" for name in self.outputs])
+            return dict(zip(self.outputs, outputs, strict=True))
+
+        nodes = {node.name: node for node in self.graph.node}
+        taken = {
+            name: tf.TensorSpec(nodes[name].attr["shape"].shape, nodes[name].attr["dtype"].type, name)
+            for name in self.inputs
+        }
+        return tf.function(call, autograph=False).get_concrete_function(**taken)
+
 
 def freeze(function: Any) -> Frozen:
     """The graph of a concrete function with named arguments that returns a dictionary of tensors."""
     frozen = convert_variables_to_constants_v2(function)
     graph, inputs = frozen.graph.as_graph_def(), [_node(tensor.name) for tensor in frozen.inputs]
     # TensorFlow flattens a dictionary in the order of its sorted keys.
-    names = dict(zip((_node(tensor.name) for tensor in frozen.outputs), sorted(function.structured_outputs), strict=True))
+    names = dict(
+        zip((_node(tensor.name) for tensor in frozen.outputs), sorted(function.structured_outputs), strict=True)
+    )
     renamed = {node.name: f"{node.name}_" for node in graph.node if node.name in names.values()} | names
     for node in graph.node:
         node.name = renamed.get(node.name, node.name)
         node.input[:] = [_renamed(tensor, renamed) for tensor in node.input]
+        node.attr.pop("_gradient_op_type", None)  # names a gradient of this process, which a SavedModel would miss
     return Frozen(graph, inputs, list(names.values()))
 
 

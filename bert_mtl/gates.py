@@ -3,35 +3,39 @@
 Heads of masked places are compared nowhere: what an export answers there says nothing of the true word.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from bert_mtl.answers import Answered, answer_part
-from bert_mtl.formats import Rows
+from bert_mtl.formats import Arrays
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.kinds import Head
+from bert_mtl.leaving import exit_of, left, thresholds
 from bert_mtl.multitask import MultiTaskModel
 from bert_mtl.runs import RunError
+from bert_mtl.served import ID_INPUTS
 
-Predict = Callable[..., dict[str, np.ndarray]]
-"""(token_ids, type_ids, segment_ids), each `(rows, length)`, to each head's numbers."""
+Predict = Callable[[Arrays], Sequence[Mapping[str, np.ndarray]]]
+"""token_ids, type_ids and segment_ids, each `(rows, length)`, to each head's numbers behind every stage."""
 
 
 class Exported:
-    """What answers a part in the model's place (`answers.answer_part`)."""
+    """What answers a part in the model's place (`answers.answer_part`); `depths` are those of its stages."""
 
-    def __init__(self, model: MultiTaskModel, predict: Predict):
-        self.heads, self.depths, self.predict = model.heads, model.depths[-1:], predict
-
-    def name_at(self, name: str, depth: int) -> str:
-        return name
+    def __init__(self, model: MultiTaskModel, predict: Predict, depths: Sequence[int]):
+        self.heads, self.predict, self.depths, self.name_at = model.heads, predict, list(depths), model.name_at
 
     def answer(self, batch: Mapping[str, Any], heads: tuple[str, ...], exits: bool = False) -> dict[str, tf.Tensor]:
-        found = self.predict(*rows_of(batch))
-        return {name: self._answer(self.heads[name], found[name], batch) for name in heads}
+        found = list(zip(self.depths, self.predict(rows_of(batch)), strict=True))
+        return {
+            self.name_at(name, depth): self._answer(self.heads[name], outputs[name], batch)
+            for depth, outputs in (found if exits else found[-1:])
+            for name in heads
+        }
 
     @staticmethod
     def _answer(head: Head, found: np.ndarray, batch: Mapping[str, Any]) -> tf.Tensor:
@@ -45,14 +49,15 @@ class Exported:
         return head.answer(tf.constant(by_segment), None, batch) if head.separate else tf.constant(by_segment)
 
 
-def rows_of(batch: Mapping[str, Any]) -> Rows:
-    """Every segment of a batch as a row of its own."""
+def rows_of(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Every segment of a batch as a row of its own: token_ids, type_ids and segment_ids, `(rows, length)` int32;
+    segment_ids is 1 on tokens and 0 on padding."""
     there, (segments, positions) = _places(batch)
     shape = (segments.max(initial=-1) + 1, positions.max(initial=-1) + 1)
-    rows = Rows(*(np.zeros(shape, np.int32) for _ in Rows._fields))
-    rows.token_ids[segments, positions] = batch["token_ids"][there]
-    rows.type_ids[segments, positions] = batch["type_ids"][there]
-    rows.segment_ids[segments, positions] = 1
+    rows = {name: np.zeros(shape, np.int32) for name in ID_INPUTS}
+    rows["token_ids"][segments, positions] = batch["token_ids"][there]
+    rows["type_ids"][segments, positions] = batch["type_ids"][there]
+    rows["segment_ids"][segments, positions] = 1
     return rows
 
 
@@ -63,14 +68,39 @@ def _places(batch: Mapping[str, Any]) -> tuple[np.ndarray, tuple[np.ndarray, np.
     return there, (batch["segment_ids"][there] - 1, batch["position_ids"][there])
 
 
-def answers_of(model: MultiTaskModel | Exported, dev: Mapping[str, Pipeline]) -> dict[str, Answered]:
-    """What every head answers to its task's dev part."""
+def answers_of(
+    model: MultiTaskModel | Exported, dev: Mapping[str, Pipeline], exits: bool = False
+) -> dict[str, Answered]:
+    """What every head answers to its task's dev part, with `exits` at each of the model's depths."""
     found: dict[str, Answered] = {}
     for pipeline in dev.values():
         heads = {spec.name: spec.name for spec in pipeline.labels if spec.level != "mask"}
         if heads:
-            found |= answer_part(model, pipeline, heads)  # type: ignore[arg-type]  # `Exported` has what it asks for
+            found |= answer_part(model, pipeline, None if exits else heads)  # type: ignore[arg-type]  # `Exported` too
     return found
+
+
+class Leaving(NamedTuple):
+    """A head's answers where texts leave early, every exit's threshold, and the share that leaves at each depth."""
+
+    answered: Answered
+    thresholds: dict[int, float]
+    shares: dict[int, float]
+
+
+def leaving(head: Head, run: Answered, export: Mapping[int, Answered], max_drop: float) -> Leaving:
+    """What an export that answers at several depths gains by letting texts leave, at the cost of at most `max_drop`
+    points of the run's metric."""
+
+    def score(answers: np.ndarray) -> float:
+        return head.metrics(answers, run.labels)[head.metric]
+
+    depths, answers = list(export), [each.answers for each in export.values()]
+    chosen = thresholds(answers, depths, score, score(run.answers) - max_drop / 100 - 1e-9)
+    places = exit_of(answers, chosen)
+    shares = {depth: float((places == place).mean()) for place, depth in enumerate(depths)}
+    answered = replace(run, answers=left(answers, places))
+    return Leaving(answered, dict(zip(depths, chosen, strict=False)), shares)
 
 
 def compared(heads: Mapping[str, Head], run: Mapping[str, Answered], export: Mapping[str, Answered]) -> dict[str, dict]:

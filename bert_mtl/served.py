@@ -1,8 +1,8 @@
 """The graphs of a bundle: texts or token ids in, what every head answers out."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import groupby
-from typing import Any
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -15,6 +15,17 @@ ID_INPUTS = ("token_ids", "type_ids", "segment_ids")
 TEXTS, TEXTS_B = (tf.TensorSpec((None,), tf.string, name) for name in ("texts", "texts_b"))
 LINE_BREAKS = "[\t\n\r]"  # training reads texts of one line
 Answers = dict[str, tf.Tensor]
+
+
+class Stage(NamedTuple):
+    """A graph of the encoder's layers up to number `depth`, from those of the stage before, and of all heads there.
+
+    The first `function` takes ID_INPUTS, the others `states` `(rows, length, hidden_dim)` float32 and `segment_ids`;
+    each gives what the heads answer, and but for the last one the `states` of the next.
+    """
+
+    function: Any
+    depth: int
 
 
 class Served(tf.Module):
@@ -59,6 +70,13 @@ class Served(tf.Module):
         parts = {name: _part(graphs[whole], names) for name, (whole, names) in self.parts.items()}
         return {"serving_default": next(iter(graphs.values()))} | graphs | parts
 
+    def stages(self, exits: bool) -> list[Stage]:
+        """`ids`; with `exits` in parts, one for each depth at which the model's heads answer."""
+        depths = self.model.depths
+        if not exits or len(depths) == 1:
+            return [Stage(self.ids.get_concrete_function(), depths[-1])]
+        return [Stage(self._stage(before, depth), depth) for before, depth in pairwise([0, *depths])]
+
     @tf.function(input_signature=[TEXTS])
     def text(self, texts) -> Answers:
         by_word = [name for name in self.single if self.model.heads[name].level == "token"]
@@ -91,21 +109,37 @@ class Served(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int32, name) for name in ID_INPUTS])
     def ids(self, token_ids, type_ids, segment_ids) -> Answers:
-        rows, length = tf.unstack(tf.shape(token_ids))
         masks = tf.where(tf.reshape(token_ids, [-1]) == self.tokenizer.mask_id)  # `(masks, 1)`
         heads = self.model.heads
-        inputs = {
+        inputs = _inputs(segment_ids) | {
             "token_ids": token_ids,
             "type_ids": type_ids,
-            "segment_ids": segment_ids * tf.expand_dims(tf.range(1, rows + 1), 1),
-            "position_ids": segment_ids * tf.expand_dims(tf.range(length), 0),
-            "first_token": tf.range(rows) * length,
             **{f"place.{name}": masks[:, 0] for name in heads if heads[name].level == "mask"},
         }
         outputs: Answers = {}
         for task, names in self._passes():
-            outputs |= self.model(inputs | {"task": tf.fill([rows], task)}, training=False, heads=names)
+            told = inputs | {"task": tf.fill(tf.shape(inputs["first_token"]), task)}
+            outputs |= self.model(told, training=False, heads=names)
         return {name: _answer(heads[name], outputs[name], inputs, masks) for name in heads}
+
+    def _stage(self, before: int, depth: int) -> Any:
+        """The concrete function of a `Stage` behind layer number `before` (0: from ids)."""
+        hidden = self.model.encoder.config.hidden_dim
+        taken = dict(zip(ID_INPUTS, self.ids.input_signature, strict=True))
+        if before:
+            states_taken = tf.TensorSpec((None, None, hidden), tf.float32, "states")
+            taken = {"states": states_taken, "segment_ids": taken["segment_ids"]}
+
+        def stage(**arrays: tf.Tensor) -> Answers:
+            inputs = arrays | _inputs(arrays["segment_ids"])
+            inputs["task"] = tf.zeros_like(inputs["first_token"])
+            states = arrays["states"] if before else self.model.encoder.embed(inputs)
+            states = self.model.encoder.run_layers(states, inputs, before, depth)[-1]
+            outputs = self.model.outputs_at(depth, states, inputs)
+            answers = {name: head.answer(outputs[name], None, inputs) for name, head in self.model.heads.items()}
+            return answers if depth == self.model.depths[-1] else answers | {"states": states}
+
+        return tf.function(stage, autograph=False).get_concrete_function(**taken)
 
     def _passes(self) -> Iterable[tuple[int, Sequence[str]]]:
         """The task that the encoder is told in each of its passes, and the heads that answer from it."""
@@ -125,6 +159,16 @@ class Served(tf.Module):
             type_ids = segment_ids - tf.sequence_mask(second_start, length, tf.int32)
         answers = self.ids(token_ids, type_ids, segment_ids)
         return {name: answers[name] for name in names}
+
+
+def _inputs(segment_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+    """What the model reads beside tokens: every row is a segment of its own."""
+    rows, length = tf.unstack(tf.shape(segment_ids))
+    return {
+        "segment_ids": segment_ids * tf.expand_dims(tf.range(1, rows + 1), 1),
+        "position_ids": segment_ids * tf.expand_dims(tf.range(length), 0),
+        "first_token": tf.range(rows) * length,
+    }
 
 
 def _part(graph: Any, names: Sequence[str]) -> Callable:

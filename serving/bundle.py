@@ -33,7 +33,8 @@ def _inside(path: str) -> str:
 
 
 InnerPath = Annotated[str, AfterValidator(_inside)]
-Input = Literal["token_ids", "type_ids", "segment_ids"]
+Input = Literal["token_ids", "type_ids", "segment_ids", "states"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 
 class TokenizerSettings(Section):
@@ -49,23 +50,37 @@ class TokenizerSettings(Section):
     mask_id: int
 
 
-class EngineFiles(Section):
-    """Where one engine's model lies, which arrays `(rows, length)` it takes, and in what numbers it computes."""
+class StageFiles(Section):
+    """A part of the model: its file (a SavedModel's folder), the arrays that it takes, and how many of the encoder's
+    layers have run behind it. `leave` says how sure of its likeliest label a head must be for its answer to be taken
+    here; a text of which no head needs more goes no further. The last stage answers all the rest.
+
+    Arrays are `(rows, length)` int32; `states`, which the stage before gives, `(rows, length, dim)` float32.
+    """
 
     path: InnerPath
     inputs: Annotated[list[Input], Field(min_length=1)]
-    dtype: Literal["int32"]
-    precision: Literal["fp32", "bf16", "int8"]
+    depth: PositiveInt
+    leave: dict[str, float] = {}
+
+
+class EngineFiles(Section):
+    """Where one engine's model lies, and in what numbers it computes."""
+
+    precision: Precision
+    stages: Annotated[list[StageFiles], Field(min_length=1)]
 
 
 class Gate(Section):
     """A head of one format beside the run on the dev part: the largest difference of a number, the share of equal
-    answers, the metrics of both, and the points of the head's metric that are lost."""
+    answers, the metrics of both, the points of the head's metric that are lost, and the share of the texts that leave
+    at each depth, where they may."""
 
     difference: float
     agreement: float
     metrics: dict[Literal["run", "export"], dict[str, float]]
     drop: float
+    leave: dict[int, float] = {}
 
 
 class Manifest(Section):

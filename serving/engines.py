@@ -1,19 +1,25 @@
-"""Padded rows go in, each head's numbers come out. One class per runtime; `open_engine` picks one.
+"""A stage's arrays go in, each head's numbers come out. One opener per runtime; `open_engine` picks one.
 
-A runtime is imported by its own class alone, so that the server runs where only one of them is installed.
+A runtime is imported by its own opener alone, so that the server runs where only one of them is installed.
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal, Protocol
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from conf.errors import Problem
-from serving.bundle import Bundle
+from serving.bundle import Bundle, Precision, StageFiles
 from serving.heads import Head
 
-EngineName = Literal["auto", "openvino", "savedmodel", "dummy"]
+EngineName = Literal["auto", "openvino", "litert", "onnx", "savedmodel", "graphdef", "dummy"]
+Arrays = Mapping[str, np.ndarray]
+Run = Callable[[Arrays], dict[str, np.ndarray]]
+"""The arrays of `StageFiles.inputs` to numbers `Head.output_shape(rows, length)` float32 by head, and to `states` where
+there is a next stage."""
 
 
 class EngineError(Exception):
@@ -22,107 +28,167 @@ class EngineError(Exception):
     user_error = True
 
 
-class Engine(Protocol):
-    """Runs the model on arrays `(rows, length)` int32."""
+@dataclass(frozen=True)
+class Engine:
+    """A bundle's model in one runtime: what runs each of its stages."""
 
-    def predict(self, token_ids: np.ndarray, type_ids: np.ndarray, segment_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Numbers `Head.output_shape(rows, length)` float32 by head; `segment_ids` is 1 on tokens and 0 on padding."""
-        ...
+    name: str
+    stages: list[StageFiles]
+    runs: list[Run]
 
+    def run(self, number: int, arrays: Arrays) -> dict[str, np.ndarray]:
+        """What stage `number` gives for the arrays; others than it takes are let be."""
+        return self.runs[number]({name: arrays[name] for name in self.stages[number].inputs})
 
-class SavedModelEngine:
-    """TensorFlow running the SavedModel's "ids" signature; `threads` is the number for one operation, None for all."""
-
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        try:
-            import tensorflow as tf
-            import tensorflow_text  # noqa: F401  (the text signature's operations must be known to load the model)
-        except ImportError as error:
-            raise EngineError(f"engine savedmodel needs TensorFlow (pip install tensorflow-text): {error}") from error
-        if threads is not None:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-        files = bundle.manifest.engines["savedmodel"]
-        # The signature alone would not keep the model's variables alive.
-        self._model = tf.saved_model.load(str(bundle.file(f"{files.path}/saved_model.pb").parent))
-        if "ids" not in self._model.signatures:
-            signatures = ", ".join(self._model.signatures) or "none"
-            raise EngineError(f"the SavedModel must have the signature ids; it has {signatures}")
-        self._signature = self._model.signatures["ids"]
-        self._inputs = files.inputs
-        self._tensor = tf.constant
-
-    def predict(self, token_ids: np.ndarray, type_ids: np.ndarray, segment_ids: np.ndarray) -> dict[str, np.ndarray]:
-        arrays = {"token_ids": token_ids, "type_ids": type_ids, "segment_ids": segment_ids}
-        outputs = self._signature(**{name: self._tensor(arrays[name]) for name in self._inputs})
-        return {head: output.numpy() for head, output in outputs.items()}
+    def predict(self, arrays: Arrays) -> list[dict[str, np.ndarray]]:
+        """What the heads answer behind every stage."""
+        found: list[dict[str, np.ndarray]] = []
+        for number in range(len(self.stages)):
+            outputs = self.run(number, arrays)
+            arrays = {**arrays, "states": outputs.pop("states", np.zeros(()))}
+            found.append(outputs)
+        return found
 
 
-class OpenVINOEngine:
-    """OpenVINO running the model on the CPU; `threads` is their number, None for a thread a core. With bf16 and int8,
-    what is not of 8 bits is computed in bfloat16."""
+def _saved_model(bundle: Bundle, path: str, precision: Precision, threads: int | None) -> Run:
+    """TensorFlow running the SavedModel's "ids" signature."""
+    tf = _tensorflow("savedmodel", threads)
+    # The signature alone would not keep the model's variables alive.
+    model = tf.saved_model.load(str(bundle.file(f"{path}/saved_model.pb").parent))
+    if "ids" not in model.signatures:
+        raise EngineError(f"the SavedModel must have the signature ids; it has {', '.join(model.signatures) or 'none'}")
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise EngineError(f"engine openvino needs OpenVINO (pip install openvino): {error}") from error
-        files = bundle.manifest.engines["openvino"]
-        core = openvino.Core()
-        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if files.precision == "bf16" and not has_bf16:
-            raise EngineError("engine openvino must run on a processor with bfloat16, without which bf16 is slow: "
-                              "export with precision=fp32 or int8")  # fmt: skip
-        settings = {"INFERENCE_PRECISION_HINT": "bf16" if files.precision != "fp32" and has_bf16 else "f32"}
-        settings |= {"PERFORMANCE_HINT": "LATENCY"}  # one request at a time on all threads
-        if threads is not None:
-            settings |= {"INFERENCE_NUM_THREADS": str(threads)}
-        bundle.file(f"{files.path}/model.bin")
-        model = core.compile_model(bundle.file(f"{files.path}/model.xml"), "CPU", settings)
-        self._heads = [[head for head in bundle.manifest.heads if head in port.get_names()] for port in model.outputs]
-        self._request, self._inputs = model.create_infer_request(), files.inputs
+    def run(arrays: Arrays, model=model) -> dict[str, np.ndarray]:
+        outputs = model.signatures["ids"](**{name: tf.constant(values) for name, values in arrays.items()})
+        return {name: output.numpy() for name, output in outputs.items()}
 
-    def predict(self, token_ids: np.ndarray, type_ids: np.ndarray, segment_ids: np.ndarray) -> dict[str, np.ndarray]:
-        arrays = {"token_ids": token_ids, "type_ids": type_ids, "segment_ids": segment_ids}
-        outputs = self._request.infer({name: arrays[name] for name in self._inputs}).values()
+    return run
+
+
+def _graphdef(bundle: Bundle, path: str, precision: Precision, threads: int | None) -> Run:
+    """TensorFlow running a frozen graph."""
+    tf = _tensorflow("graphdef", threads)
+    graph = tf.compat.v1.GraphDef.FromString(bundle.file(path).read_bytes())
+    inputs = [node.name for node in graph.node if node.op == "Placeholder"]
+    used = {tensor.lstrip("^").split(":")[0] for node in graph.node for tensor in node.input}
+    outputs = [node.name for node in graph.node if node.name not in used]
+    function = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+    ports = [[function.graph.get_tensor_by_name(f"{name}:0") for name in names] for names in (inputs, outputs)]
+    pruned = function.prune(*ports)
+
+    def run(arrays: Arrays) -> dict[str, np.ndarray]:
+        found = pruned(*(tf.constant(arrays[name]) for name in inputs))
+        return {name: output.numpy() for name, output in zip(outputs, found, strict=True)}
+
+    return run
+
+
+def _tensorflow(name: str, threads: int | None):
+    try:
+        import tensorflow as tf
+        import tensorflow_text  # noqa: F401  (the text signature's operations must be known to load the model)
+    except ImportError as error:
+        raise EngineError(f"engine {name} needs TensorFlow (pip install tensorflow-text): {error}") from error
+    if threads is not None:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    return tf
+
+
+def _openvino(bundle: Bundle, path: str, precision: Precision, threads: int | None) -> Run:
+    """OpenVINO on the CPU. With bf16 and int8, what is not of 8 bits is computed in bfloat16 where the processor has
+    it."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(f"engine openvino needs OpenVINO (pip install openvino): {error}") from error
+    core = openvino.Core()
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and not has_bf16:
+        raise EngineError("engine openvino must run on a processor with bfloat16, without which bf16 is slow: "
+                          "export with precision=fp32 or int8")  # fmt: skip
+    settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision in ("bf16", "int8") and has_bf16 else "f32"}
+    settings |= {"PERFORMANCE_HINT": "LATENCY"}  # one request at a time on all threads
+    if threads is not None:
+        settings |= {"INFERENCE_NUM_THREADS": str(threads)}
+    bundle.file(path.replace(".xml", ".bin"))
+    model = core.compile_model(bundle.file(path), "CPU", settings)
+    names = [port.get_names() for port in model.outputs]
+    request = model.create_infer_request()
+
+    def run(arrays: Arrays) -> dict[str, np.ndarray]:
+        outputs = request.infer(dict(arrays)).values()
         # The next call writes into the same memory.
-        return {head: output.copy() for heads, output in zip(self._heads, outputs, strict=True) for head in heads}
+        return {name: output.copy() for each, output in zip(names, outputs, strict=True) for name in each}
+
+    return run
 
 
-class DummyEngine:
+def _onnx(bundle: Bundle, path: str, precision: Precision, threads: int | None) -> Run:
+    """ONNX Runtime on the CPU."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(f"engine onnx needs ONNX Runtime (pip install onnxruntime): {error}") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(bundle.file(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda arrays: dict(zip(names, session.run(names, dict(arrays)), strict=True))
+
+
+def _litert(bundle: Bundle, path: str, precision: Precision, threads: int | None) -> Run:
+    """LiteRT on the CPU, with XNNPACK."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise EngineError(f"engine litert needs LiteRT (pip install ai-edge-litert): {error}") from error
+    # It would take one.
+    interpreter = Interpreter(str(bundle.file(path)), num_threads=threads or len(os.sched_getaffinity(0)))
+    answer = interpreter.get_signature_runner("serving_default")
+    return lambda arrays: answer(**arrays)
+
+
+def _dummy(heads: Mapping[str, Head]) -> Run:
     """No model: numbers that depend on token ids alone, for trying and testing what surrounds one. Those of a row or
     token add up to 1, as probabilities do."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self._heads = bundle.manifest.heads
-
-    def predict(self, token_ids: np.ndarray, type_ids: np.ndarray, segment_ids: np.ndarray) -> dict[str, np.ndarray]:
-        tokens = (token_ids * segment_ids).astype(np.int64)
-        return {name: self._numbers(head, tokens) for name, head in self._heads.items()}
-
-    @staticmethod
-    def _numbers(head: Head, tokens: np.ndarray) -> np.ndarray:
+    def numbers(head: Head, tokens: np.ndarray) -> np.ndarray:
         shape = head.output_shape(*tokens.shape)
         sums = tokens.sum(axis=1, keepdims=True) if head.level == "text" else tokens.reshape(-1, 1)
         count = math.prod(head.shape)
         scores = (sums + np.arange(count)) % count + 1.0
         return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32).reshape(shape)
 
+    def run(arrays: Arrays) -> dict[str, np.ndarray]:
+        tokens = (arrays["token_ids"] * arrays["segment_ids"]).astype(np.int64)
+        return {name: numbers(head, tokens) for name, head in heads.items()}
 
-ENGINES: dict[str, Callable[[Bundle, int | None], Engine]] = {
-    "openvino": OpenVINOEngine,
-    "savedmodel": SavedModelEngine,
-    "dummy": DummyEngine,
+    return run
+
+
+OPENERS: dict[str, Callable[[Bundle, str, Precision, int | None], Run]] = {
+    "openvino": _openvino,
+    "litert": _litert,
+    "onnx": _onnx,
+    "savedmodel": _saved_model,
+    "graphdef": _graphdef,
 }
+DUMMY = StageFiles(path="", inputs=["token_ids", "segment_ids"], depth=1)
 
 
 def open_engine(name: EngineName, bundle: Bundle, threads: int | None = None) -> Engine:
-    """The named engine with the bundle's model loaded; auto takes the first of `ENGINES` that the bundle has files for.
+    """The named engine with the bundle's model loaded; auto takes the first of `OPENERS` that the bundle has files for.
+    `threads` is their number for one operation, None for one a core.
 
     Raises `EngineError` where the bundle has no files for it, or its runtime is not installed.
     """
-    exported = [engine for engine in ENGINES if engine in bundle.manifest.engines]
+    exported = [engine for engine in OPENERS if engine in bundle.manifest.engines]
     chosen = exported[0] if name == "auto" and exported else name
-    if chosen not in (*exported, "dummy"):
+    if chosen == "dummy":
+        return Engine(chosen, [DUMMY], [_dummy(bundle.manifest.heads)])
+    if chosen not in exported:
         options = ["auto", *exported, "dummy"] if exported else ["dummy"]
         raise EngineError(str(Problem("engine", "be one that the bundle has files for", name, options)))
-    return ENGINES[chosen](bundle, threads)
+    files = bundle.manifest.engines[chosen]
+    opened = [OPENERS[chosen](bundle, stage.path, files.precision, threads) for stage in files.stages]
+    return Engine(chosen, files.stages, opened)

@@ -4,8 +4,9 @@ Tokenising runs beside inference; inference has one thread of its own, so the ev
 """
 
 import asyncio
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ import numpy as np
 
 from serving.bundle import Bundle
 from serving.config import LimitsConfig
-from serving.engines import Engine, EngineError
-from serving.heads import Answer, Head, Reads, Seen
+from serving.engines import Engine
+from serving.heads import Answer, Reads, Seen
 from serving.rows import Row, pad
+from serving.stages import Journey, Underway, check_outputs
 from serving.tokenizer import Tokenizer
 
 Result = dict[str, Answer]
@@ -60,14 +62,12 @@ class Service:
         answers = Answers([{} for _ in texts], [False] * len(texts))
         for way, heads in self._ways(texts_b is not None).items():
             read = await asyncio.to_thread(self._tokenizer.read, way, texts, texts_b)
-            for batch in plan_batches(list(map(_padded_tokens, read)), self._batch_tokens):
-                # One batch at a time: a large request leaves the thread to others in between.
-                chosen = [read[index] for index in batch]
-                outputs = await self._predict(list(itertools.chain(*chosen)))
-                found = await asyncio.to_thread(self._decode, heads, chosen, outputs)
-                for index, rows, result in zip(batch, chosen, found, strict=True):
-                    answers.results[index].update(result)
-                    answers.truncated[index] |= any(row.truncated for row in rows)
+            underway = [list(map(Underway, rows)) for rows in read]
+            await self._answer(heads, list(itertools.chain(*underway)))
+            found = await asyncio.to_thread(self._decode, heads, underway)
+            for index, (rows, result) in enumerate(zip(read, found, strict=True)):
+                answers.results[index].update(result)
+                answers.truncated[index] |= any(row.truncated for row in rows)
         return answers
 
     def reads(self, pairs: bool) -> bool:
@@ -88,25 +88,29 @@ class Service:
             ways["words"] += ways.pop("text", [])
         return ways
 
-    def _decode(
-        self, heads: Sequence[str], read: Sequence[Sequence[Row]], outputs: dict[str, np.ndarray]
-    ) -> list[Result]:
-        """What the heads say of the texts whose rows are `read`, from their outputs for all rows."""
-        starts = itertools.accumulate(map(len, read), initial=0)
+    def _decode(self, heads: Sequence[str], texts: Sequence[Sequence[Underway]]) -> list[Result]:
+        """What the heads say of the texts, from their outputs for the rows of each."""
         return [
             {
                 name: self.manifest.heads[name].answer(
-                    Seen(rows, outputs[name][start : start + len(rows)] if rows else (), self._tokenizer.token)
+                    Seen([each.row for each in rows], [each.outputs[name] for each in rows], self._tokenizer.token)
                 )
                 for name in heads
             }
-            for rows, start in zip(read, starts, strict=False)
+            for rows in texts
         ]
 
     async def warm_up(self) -> None:
-        """Runs one row of full length; raises `EngineError` where the model does not answer as its manifest says."""
+        """Runs one row of full length through all stages; raises `EngineError` where the model does not answer as its
+        manifest says."""
         settings = self.manifest.tokenizer
-        await self._predict([Row(np.full(settings.max_length, settings.pad_id, np.int32), False)])
+        arrays = pad([Row(np.full(settings.max_length, settings.pad_id, np.int32), False)], settings.pad_id)._asdict()
+
+        def run() -> None:
+            for outputs in self._engine.predict(arrays):
+                check_outputs(outputs, self.manifest.heads, 1, settings.max_length)
+
+        await self._in_engine(run)
 
     async def is_ready(self) -> bool:
         """Whether the model answers: the last prediction succeeded, or one made now does."""
@@ -132,20 +136,22 @@ class Service:
                 if fault := _fault(text, self._limits.characters):
                     raise TextError(f"{key}.{index} must {fault}")
 
-    async def _predict(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        """The heads' outputs for the rows; none for no rows."""
-        if not rows:
-            return {}
-        padded = pad(rows, self.manifest.tokenizer.pad_id)
-        loop = asyncio.get_running_loop()
+    async def _answer(self, heads: Sequence[str], rows: Sequence[Underway]) -> None:
+        """Takes the rows to the answers of the heads."""
+        settings = self.manifest.tokenizer
+        journey = Journey(self._engine, self.manifest.heads, heads, rows, self._batch_tokens, settings.pad_id)
+        while (batch := journey.next()) is not None:
+            # One batch at a time: a large request leaves the thread to others in between.
+            await self._in_engine(functools.partial(journey.run, batch))
+
+    async def _in_engine(self, work: Callable[[], None]) -> None:
+        """Does the work in the engine's thread; whether it succeeds says whether the model answers."""
         try:
-            outputs = await loop.run_in_executor(self._thread, self._engine.predict, *padded)
-            check_outputs(outputs, self.manifest.heads, *padded.token_ids.shape)
+            await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except Exception:
             self._works = False
             raise
         self._works = True
-        return outputs
 
 
 def _fault(text: str, limit: int) -> str | None:
@@ -158,32 +164,3 @@ def _fault(text: str, limit: int) -> str | None:
     except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no tokenizer reads
         return f"be Unicode text; got a lone surrogate at character {error.start}"
     return None
-
-
-def plan_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices of rows in batches, shortest rows first, so that rows x longest row is at most `tokens` in each.
-
-    A row longer than that goes alone.
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not batches or (len(batches[-1]) + 1) * lengths[index] > tokens:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
-
-
-def check_outputs(outputs: dict[str, np.ndarray], heads: Mapping[str, Head], rows: int, length: int) -> None:
-    """Raises `EngineError` unless every head has finite numbers of its shape for rows of that length."""
-    for name, head in heads.items():
-        if name not in outputs:
-            raise EngineError(f"the model must have an output for head {name}; it has {', '.join(outputs) or 'none'}")
-        if outputs[name].shape != (shape := head.output_shape(rows, length)):
-            raise EngineError(f"head {name} must give numbers of shape {shape}; got shape {outputs[name].shape}")
-        if not np.isfinite(outputs[name]).all():
-            raise EngineError(f"head {name} must give finite numbers; got NaN or infinity")
-
-
-def _padded_tokens(rows: Sequence[Row]) -> int:
-    """How many tokens the rows of one text take side by side."""
-    return len(rows) * max((len(row.ids) for row in rows), default=0)

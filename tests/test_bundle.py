@@ -14,7 +14,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from serving.bundle import Bundle, BundleError, load_bundle
-from serving.engines import ENGINES, EngineError, EngineName, open_engine
+from serving.engines import OPENERS, EngineError, EngineName, open_engine
 from serving.heads import AnyHead, Seen
 from serving.rows import Row, pad
 from serving.tokenizer import Tokenizer, truncate
@@ -83,7 +83,8 @@ def saved_model(tmp_path_factory) -> Path:
     signatures = {"text": model.text, "serving_default": model.text, "ids": model.ids}
     tf.saved_model.save(model, str(folder / "saved_model"), signatures=signatures)
     inputs = ["token_ids", "type_ids", "segment_ids"]
-    engines = {"savedmodel": {"path": "saved_model", "inputs": inputs, "dtype": "int32", "precision": "fp32"}}
+    stages = [{"path": "saved_model", "inputs": inputs, "depth": 2}]
+    engines = {"savedmodel": {"precision": "fp32", "stages": stages}}
     return write_bundle(folder, engines=engines)
 
 
@@ -353,16 +354,17 @@ def test_sentencepiece_rows_equal_those_of_training(tmp_path):
 # --- the engines
 
 IDS = np.array([[2, 6, 3, 9], [2, 8, 9, 3]], np.int32)
-ZEROS, SEGMENTS = np.zeros_like(IDS), np.array([[1, 1, 1, 0], [1, 1, 1, 1]], np.int32)
+SEGMENTS = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], np.int32)
+ROWS = {"token_ids": IDS, "type_ids": np.zeros_like(IDS), "segment_ids": SEGMENTS}
 
 
 def test_the_config_offers_exactly_the_engines_there_are():
-    assert EngineName.__args__ == ("auto", *ENGINES)
+    assert EngineName.__args__ == ("auto", *OPENERS, "dummy")
 
 
 @pytest.mark.parametrize("name", ["auto", "savedmodel"])
 def test_the_saved_model_answers_from_its_ids_signature(saved_model, name):
-    outputs = open_engine(name, load_bundle(saved_model)).predict(IDS, ZEROS, SEGMENTS)
+    (outputs,) = open_engine(name, load_bundle(saved_model)).predict(ROWS)
     assert list(outputs) == ["imdb"]
     np.testing.assert_allclose(outputs["imdb"], [[0.89, 0.11], [0.78, 0.22]], atol=1e-6)
 
@@ -372,7 +374,8 @@ def test_a_saved_model_without_the_ids_signature_is_named(tmp_path):
     module = tf.Module()
     module.text = tf.function(lambda texts: {"imdb": texts}, input_signature=[tf.TensorSpec((None,), tf.string)])
     tf.saved_model.save(module, str(tmp_path / "saved_model"), signatures={"text": module.text})
-    engines = {"savedmodel": {"path": "saved_model", "inputs": ["token_ids"], "dtype": "int32", "precision": "fp32"}}
+    stages = [{"path": "saved_model", "inputs": ["token_ids"], "depth": 2}]
+    engines = {"savedmodel": {"precision": "fp32", "stages": stages}}
     with pytest.raises(EngineError, match="must have the signature ids; it has text"):
         open_engine("savedmodel", load_bundle(write_bundle(tmp_path, engines=engines)))
 
@@ -386,15 +389,15 @@ def test_an_engine_without_files_is_refused_and_auto_never_takes_the_dummy(tmp_p
 
 def test_the_dummy_answers_by_the_tokens_alone_whatever_the_padding(tmp_path):
     engine = open_engine("dummy", load_bundle(write_bundle(tmp_path)))
-    padded = engine.predict(IDS, ZEROS, SEGMENTS)["imdb"]
-    alone = engine.predict(IDS[:1, :3], ZEROS[:1, :3], SEGMENTS[:1, :3])["imdb"]
+    padded = engine.run(0, ROWS)["imdb"]
+    alone = engine.run(0, {name: values[:1, :3] for name, values in ROWS.items()})["imdb"]
     np.testing.assert_allclose(padded, [[2 / 3, 1 / 3], [1 / 3, 2 / 3]], rtol=1e-6)
     np.testing.assert_array_equal(padded[:1], alone)
 
 
 def test_the_dummy_has_numbers_of_every_shape(tmp_path):
     heads = {"stars": head("regression", []), "names": head("tagging", [3], tags=["O", "B-a", "I-a"], level="token")}
-    found = open_engine("dummy", load_bundle(write_bundle(tmp_path, heads=heads))).predict(IDS, ZEROS, SEGMENTS)
+    found = open_engine("dummy", load_bundle(write_bundle(tmp_path, heads=heads))).run(0, ROWS)
     assert found["stars"].tolist() == [1.0, 1.0]
     np.testing.assert_allclose(found["names"][0, 0], [3 / 6, 1 / 6, 2 / 6], rtol=1e-6)  # of token 2
     assert found["names"].shape == (2, 4, 3)

@@ -1,6 +1,7 @@
 """The server from its batches to its process, with real uvicorn and the real client, mostly on the dummy engine."""
 
 import asyncio
+import functools
 import json
 import os
 import re
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -21,13 +23,13 @@ import uvicorn
 from test_bundle import HEADS, head, saved_model, sentencepiece_bundle, write_bundle  # noqa: F401
 
 from conf.entry import validate
-from serving.bundle import load_bundle
+from serving.bundle import Bundle, load_bundle
 from serving.client import Client, ClientError
 from serving.config import HttpConfig, LimitsConfig, ServeConfig
-from serving.engines import DummyEngine, Engine, EngineError, open_engine
+from serving.engines import Engine, EngineError, open_engine
 from serving.http import create_app
 from serving.server import AddressError, bind, greeting, serve
-from serving.service import Service, TextError, plan_batches
+from serving.service import Service, TextError
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = LimitsConfig(texts=50, characters=100, body=10_000)
@@ -57,40 +59,41 @@ def service_around(engine: Engine, folder: Path, batch_tokens: int = 8192) -> Se
     return Service(load_bundle(folder), engine, LIMITS, batch_tokens)
 
 
-class CountingEngine(DummyEngine):
-    """The dummy, which notes the shape of each batch."""
-
-    def __init__(self, bundle):
-        super().__init__(bundle)
-        self.shapes = []
-
-    def predict(self, token_ids, type_ids, segment_ids):
-        self.shapes.append(token_ids.shape)
-        return super().predict(token_ids, type_ids, segment_ids)
+def dummy(bundle: Bundle, around: Callable) -> Engine:
+    """The dummy engine; `around(run, arrays)` answers in its place."""
+    engine = open_engine("dummy", bundle)
+    return replace(engine, runs=[functools.partial(around, engine.runs[0])])
 
 
-class GatedEngine(DummyEngine):
-    """The dummy, which answers only once its gate is opened."""
+class Shapes(list):
+    """Notes the shape of each batch."""
 
-    def __init__(self, bundle):
-        super().__init__(bundle)
-        self.entered, self.gate = threading.Event(), threading.Event()
+    def __call__(self, run, arrays):
+        self.append(arrays["token_ids"].shape)
+        return run(arrays)
 
-    def predict(self, token_ids, type_ids, segment_ids):
+
+class Gate:
+    """Lets nothing through before it is opened."""
+
+    def __init__(self):
+        self.entered, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, run, arrays):
         self.entered.set()
-        assert self.gate.wait(10)
-        return super().predict(token_ids, type_ids, segment_ids)
+        assert self.open.wait(10)
+        return run(arrays)
 
 
-class FickleEngine(DummyEngine):
-    """The dummy, with a switch between working, raising and answering NaN."""
+class Fickle:
+    """A switch between working, raising and answering NaN."""
 
     mode = "works"
 
-    def predict(self, token_ids, type_ids, segment_ids):
+    def __call__(self, run, arrays):
         if self.mode == "raises":
             raise RuntimeError("secret detail")
-        outputs = super().predict(token_ids, type_ids, segment_ids)
+        outputs = run(arrays)
         return {head: values * np.nan for head, values in outputs.items()} if self.mode == "nan" else outputs
 
 
@@ -108,19 +111,14 @@ def address(folder) -> Iterator[str]:
 # --- batches
 
 
-def test_batches_hold_rows_of_like_length_within_the_token_budget():
-    assert plan_batches([5, 1, 9, 2, 2], 10) == [[1, 3, 4], [0], [2]]
-    assert plan_batches([4, 4, 4, 4, 4], 8) == [[0, 1], [2, 3], [4]]
-    assert plan_batches([100, 3], 8) == [[1], [0]]
-
-
 def test_a_large_request_is_split_and_answered_in_its_own_order(folder):
-    engine = CountingEngine(load_bundle(folder))
+    shapes = Shapes()
     texts = ["a a a a a", "good", "a a a a", "bad", "very good film"]
-    split = asyncio.run(service_around(engine, folder, batch_tokens=12).classify(texts))
-    assert engine.shapes == [(2, 3), (2, 6), (1, 7)]
+    split = asyncio.run(service_around(dummy(load_bundle(folder), shapes), folder, batch_tokens=12).classify(texts))
+    assert shapes == [(2, 3), (2, 6), (1, 7)]
     assert [split.results[i] for i in range(5)] == [
-        asyncio.run(service_around(engine, folder).classify([text])).results[0] for text in texts
+        asyncio.run(service_around(open_engine("dummy", load_bundle(folder)), folder).classify([text])).results[0]
+        for text in texts
     ]
 
 
@@ -145,8 +143,11 @@ def test_all_heads_answer_pairs_and_heads_of_texts_answer_texts(tmp_path):
         "alike": head("similarity", [3], reads="apart"),
     }
     folder = write_bundle(tmp_path, heads=heads)
-    engine = CountingEngine(load_bundle(folder))
-    with running(service_around(engine, folder, batch_tokens=12)) as address, Client(address) as client:
+    shapes = Shapes()
+    with (
+        running(service_around(dummy(load_bundle(folder), shapes), folder, batch_tokens=12)) as address,
+        Client(address) as client,
+    ):
         single, (pair, other) = client.classify(["good"])[0], client.classify(["good", "a"], ["bad", "film"])
         assert set(single) == {"imdb", "topic", "alike"} and set(pair) == set(other) == {*single, "follows"}
         assert (pair["imdb"], pair["topic"]) == (single["imdb"], single["topic"])  # they read the first text
@@ -155,13 +156,13 @@ def test_all_heads_answer_pairs_and_heads_of_texts_answer_texts(tmp_path):
         assert single["alike"]["vector"] == pytest.approx(first)
         assert pair["alike"] == {"similarity": pytest.approx(first @ second)}
         assert pair["follows"]["probabilities"] == pytest.approx({"no": 2 / 3, "yes": 1 / 3})  # 21 is odd
-        assert engine.shapes == [(1, 3), (2, 3), (2, 5), (4, 3)]
+        assert shapes == [(1, 3), (2, 3), (2, 5), (4, 3)]
         with pytest.raises(ClientError, match="422: texts_b.1 must not be empty"):
             client.classify(["good", "a"], ["bad", ""])
         with pytest.raises(TypeError):
             client.classify(["good"], "bad")
     only = write_bundle(tmp_path / "pairs", heads={"follows": heads["follows"]})
-    service = service_around(DummyEngine(load_bundle(only)), only)
+    service = service_around(open_engine("dummy", load_bundle(only)), only)
     with pytest.raises(TextError, match="^texts_b must be given: the model reads pairs$"):
         asyncio.run(service.classify(["good"]))
     with bind(HttpConfig(host="127.0.0.1", port=0, drain=5)) as listener:
@@ -178,9 +179,11 @@ def test_one_row_serves_all_heads_unless_words_have_other_ids(tmp_path):
     wordpiece = load_bundle(write_bundle(tmp_path / "wordpiece", heads=heads))
     pieces = sentencepiece_bundle(tmp_path / "sentencepiece", heads=heads, max_length=64)
     for bundle, rows in ((wordpiece, [2, 1]), (pieces, [2, 2, 1])):
-        engine = CountingEngine(bundle)
-        found = asyncio.run(Service(bundle, engine, LIMITS, 8192).classify(["a good film!", "good [MASK]"])).results
-        assert [shape[0] for shape in engine.shapes] == rows
+        shapes = Shapes()
+        found = asyncio.run(
+            Service(bundle, dummy(bundle, shapes), LIMITS, 8192).classify(["a good film!", "good [MASK]"])
+        ).results
+        assert [shape[0] for shape in shapes] == rows
         assert [set(result) for result in found] == [{"imdb", "names", "words"}] * 2
         assert [len(result["words"]["masks"]) for result in found] == [0, 1]
 
@@ -244,31 +247,31 @@ def test_unknown_paths_and_methods_have_the_same_form(address):
 
 
 def test_the_event_loop_answers_while_the_model_computes(folder):
-    engine = GatedEngine(load_bundle(folder))
-    with running(service_around(engine, folder)) as address, Client(address) as client:
+    gate = Gate()
+    with running(service_around(dummy(load_bundle(folder), gate), folder)) as address, Client(address) as client:
         answers = []
         thread = threading.Thread(target=lambda: answers.extend(client.classify(["good"])))
         thread.start()
-        assert engine.entered.wait(10)
+        assert gate.entered.wait(10)
         try:
             assert httpx.get(f"{address}/livez", timeout=5).json() == {"live": True}
             assert answers == []
         finally:
-            engine.gate.set()
+            gate.open.set()
             thread.join()
     assert answers[0]["topic"]["label"] == "art"
 
 
 def test_a_failing_model_gives_500_and_readiness_tells_the_truth(folder):
-    engine = FickleEngine(load_bundle(folder))
-    with running(service_around(engine, folder)) as address:
-        for engine.mode in ("raises", "nan"):
+    fickle = Fickle()
+    with running(service_around(dummy(load_bundle(folder), fickle), folder)) as address:
+        for fickle.mode in ("raises", "nan"):
             response = httpx.post(f"{address}/classify", json={"texts": ["good"]})
             error = {"type": "internal", "message": "the server failed; its log says why"}
             assert (response.status_code, response.json()) == (500, {"error": error})
             assert httpx.get(f"{address}/readyz").status_code == 503
             assert httpx.get(f"{address}/livez").status_code == 200
-        engine.mode = "works"
+        fickle.mode = "works"
         assert httpx.get(f"{address}/readyz").json() == {"ready": True}
         assert httpx.post(f"{address}/classify", json={"texts": ["good"]}).status_code == 200
 
@@ -277,9 +280,9 @@ def test_a_model_that_contradicts_its_manifest_fails_at_warm_up(folder):
     three = {"imdb": head("classification", [3], labels=["a", "b", "c"])}
     other = load_bundle(write_bundle(folder.parent / "three_labels", heads=three))
     with pytest.raises(EngineError, match=r"head imdb must give numbers of shape \(1, 2\); got shape \(1, 3\)"):
-        asyncio.run(service_around(DummyEngine(other), folder).warm_up())
+        asyncio.run(service_around(open_engine("dummy", other), folder).warm_up())
     with pytest.raises(TextError):
-        asyncio.run(service_around(DummyEngine(other), folder).classify([""]))
+        asyncio.run(service_around(open_engine("dummy", other), folder).classify([""]))
 
 
 # --- the client
@@ -406,7 +409,8 @@ def test_a_damaged_bundle_ends_the_process_with_one_message(tmp_path):
 def test_the_savedmodel_engine_without_tensorflow_says_what_to_install(tmp_path):
     (tmp_path / "saved_model").mkdir()
     (tmp_path / "saved_model/saved_model.pb").write_bytes(b"x")
-    files = {"savedmodel": {"path": "saved_model", "inputs": ["token_ids"], "dtype": "int32", "precision": "fp32"}}
+    stages = [{"path": "saved_model", "inputs": ["token_ids"], "depth": 2}]
+    files = {"savedmodel": {"precision": "fp32", "stages": stages}}
     with server_process(f"bundle={write_bundle(tmp_path, engines=files)}") as (process, _):
         assert process.wait(20) == 1
         assert process.stderr.read().startswith("engine savedmodel needs TensorFlow (pip install tensorflow-text): ")

@@ -1,0 +1,96 @@
+"""Rows through an engine's stages: batches, who leaves when, and that nobody's answer depends on company."""
+
+import numpy as np
+import pytest
+from test_bundle import head
+
+from serving.bundle import StageFiles
+from serving.engines import Engine, EngineError
+from serving.heads import Classification
+from serving.rows import Row
+from serving.stages import Journey, Underway
+
+HEADS = {name: Classification(**head("classification", [2], labels=["neg", "pos"])) for name in ("imdb", "tone")}
+
+
+def rows_of(*lengths: int) -> list[Underway]:
+    """The first id of each row is its number."""
+    return [Underway(Row(np.array([number, *[9] * (length - 1)]), False)) for number, length in enumerate(lengths)]
+
+
+class Stages:
+    """An engine of three stages that are sure of a row whose number is in `sure`; it notes who came."""
+
+    def __init__(self, sure: dict[str, list[list[int]]]):
+        self.sure, self.seen = sure, []
+        inputs = [["token_ids", "segment_ids"], ["states", "segment_ids"], ["states", "segment_ids"]]
+        stages = [
+            StageFiles(path="", inputs=names, depth=depth, leave={} if depth == 6 else {"imdb": 0.9, "tone": 0.9})
+            for names, depth in zip(inputs, (2, 4, 6), strict=True)
+        ]
+        self.engine = Engine("test", stages, [lambda arrays, at=at: self.run(at, arrays) for at in range(3)])
+
+    def run(self, stage: int, arrays: dict) -> dict:
+        states = arrays["states"] if stage else arrays["token_ids"][:, :, None] + np.zeros(2, np.float32)
+        assert (states[arrays["segment_ids"] == 0] == 0).all()
+        numbers = [round(float(value)) - stage for value in states[:, 0, 0]]
+        self.seen.append((stage, numbers, states.shape[1]))
+        outputs = {
+            name: np.array([[0.05, 0.95] if n in sure[stage] else [0.5, 0.5] for n in numbers], np.float32)
+            + stage * 1e-3
+            for name, sure in self.sure.items()
+        }
+        return outputs | ({"states": (states + 1) * arrays["segment_ids"][:, :, None]} if stage < 2 else {})
+
+    def answer(self, rows: list[Underway], tokens: int, asked=("imdb",)) -> list[Underway]:
+        journey = Journey(self.engine, HEADS, asked, rows, tokens, pad_id=0)
+        while (batch := journey.next()) is not None:
+            journey.run(batch)
+        return rows
+
+
+def nobody() -> dict[str, list[list[int]]]:
+    return {"imdb": [[], [], []], "tone": [[], [], []]}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "batches"),
+    [
+        ([5, 1, 9, 2, 2], 10, [[1, 3, 4], [0], [2]]),
+        ([4, 4, 4, 4, 4], 8, [[0, 1], [2, 3], [4]]),
+        ([100, 3], 8, [[1], [0]]),
+    ],
+)
+def test_batches_hold_rows_of_like_length_within_the_token_budget(lengths, tokens, batches):
+    stages = Stages(nobody())
+    stages.answer(rows_of(*lengths), tokens)
+    for stage in range(3):
+        assert [numbers for at, numbers, _ in stages.seen if at == stage] == batches
+
+
+def test_sure_rows_leave_and_the_others_go_on_together():
+    stages = Stages(nobody() | {"imdb": [[0, 2, 3], [1], []]})
+    rows = stages.answer(rows_of(2, 2, 3, 3, 3), tokens=6)
+    # Of two batches of the first stage one row each is left: they fill a batch of the second.
+    assert stages.seen == [(0, [0, 1], 2), (0, [2, 3], 3), (0, [4], 3), (1, [1, 4], 3), (2, [4], 3)]
+    expected = [[0.05, 0.95], [0.051, 0.951], [0.05, 0.95], [0.05, 0.95], [0.502, 0.502]]
+    np.testing.assert_allclose([row.outputs["imdb"] for row in rows], expected, atol=1e-6)
+
+
+def test_a_full_batch_of_a_deeper_stage_goes_first():
+    stages = Stages(nobody())
+    stages.answer(rows_of(3, 3, 3, 3, 3), tokens=6)
+    assert [at for at, _, _ in stages.seen] == [0, 0, 1, 0, 1, 2, 1, 2, 2]
+
+
+def test_each_head_answers_where_it_is_sure_and_the_row_stays_for_the_others():
+    stages = Stages({"imdb": [[0], [0], []], "tone": [[], [0], []]})
+    (row,) = stages.answer(rows_of(2), 8, asked=("imdb", "tone"))
+    assert [at for at, _, _ in stages.seen] == [0, 1]
+    np.testing.assert_allclose([row.outputs["imdb"][1], row.outputs["tone"][1]], [0.95, 0.951], atol=1e-6)
+
+
+def test_a_stage_that_answers_otherwise_than_its_manifest_says_is_refused():
+    stages = Stages({"imdb": [[], [], []]})
+    with pytest.raises(EngineError, match="must have an output for head tone; it has imdb, states"):
+        stages.answer(rows_of(2), 8)
