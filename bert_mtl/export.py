@@ -81,9 +81,9 @@ def write_bundle(run: Run, config: ExportConfig) -> dict[str, dict[str, dict]]:
 
 def check_export(model: MultiTaskModel, exits: bool, max_drop: float | None) -> None:
     """Raises RunError for what no bundle can be made of."""
-    taken = sorted({*ID_INPUTS, "states"} & {*model.heads})
+    taken = sorted({*ID_INPUTS, "states", "next_states"} & {*model.heads})
     if taken:
-        raise RunError(f"heads must not have the names of a graph's inputs; got {', '.join(taken)}.")
+        raise RunError(f"heads must not have the names of what else graphs take and give; got {', '.join(taken)}.")
     if exits and max_drop is None:
         raise RunError("exits must be false with max_drop=null: where texts may leave is chosen on dev.")
     if exits and model.encoder.config.reads_tasks:
@@ -224,6 +224,9 @@ def said(found: Mapping[str, dict]) -> Iterator[str]:
             f"{head} loses {values['drop']:.2f} points on dev; {values['agreement']:.2%} of the answers are the run's, "
             f"numbers differ by at most {values['difference']:.4f}"
         )
+        if values["leave"]:
+            places = ", ".join(f"{depth}: {share:.1%}" for depth, share in values["leave"].items())
+            yield f"texts leave for {head} after layer {places}"
 
 
 def main() -> None:

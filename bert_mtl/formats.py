@@ -57,7 +57,7 @@ def write_format(
 def _behind(stage: Stage, arrays: Arrays) -> Arrays:
     """What the next stage takes of texts of which this one takes `arrays`."""
     outputs = stage.function(**{name: tf.constant(values) for name, values in arrays.items()})
-    return {"states": outputs["states"].numpy(), "segment_ids": arrays["segment_ids"]}
+    return {"states": outputs["next_states"].numpy(), "segment_ids": arrays["segment_ids"]}
 
 
 def _saved_model(served: Served, folder: Path, depth: int) -> dict:

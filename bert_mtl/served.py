@@ -21,7 +21,7 @@ class Stage(NamedTuple):
     """A graph of the encoder's layers up to number `depth`, from those of the stage before, and of all heads there.
 
     The first `function` takes ID_INPUTS, the others `states` `(rows, length, hidden_dim)` float32 and `segment_ids`;
-    each gives what the heads answer, and but for the last one the `states` of the next.
+    each gives what the heads answer, and but for the last one `next_states`, the `states` of the next.
     """
 
     function: Any
@@ -137,7 +137,7 @@ class Served(tf.Module):
             states = self.model.encoder.run_layers(states, inputs, before, depth)[-1]
             outputs = self.model.outputs_at(depth, states, inputs)
             answers = {name: head.answer(outputs[name], None, inputs) for name, head in self.model.heads.items()}
-            return answers if depth == self.model.depths[-1] else answers | {"states": states}
+            return answers if depth == self.model.depths[-1] else answers | {"next_states": states}
 
         return tf.function(stage, autograph=False).get_concrete_function(**taken)
 

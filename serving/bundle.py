@@ -55,7 +55,7 @@ class StageFiles(Section):
     layers have run behind it. `leave` says how sure of its likeliest label a head must be for its answer to be taken
     here; a text of which no head needs more goes no further. The last stage answers all the rest.
 
-    Arrays are `(rows, length)` int32; `states`, which the stage before gives, `(rows, length, dim)` float32.
+    Arrays are `(rows, length)` int32; `states`, the stage before's output `next_states`, `(rows, length, dim)` float32.
     """
 
     path: InnerPath

@@ -18,8 +18,8 @@ from serving.heads import Head
 EngineName = Literal["auto", "openvino", "litert", "onnx", "savedmodel", "graphdef", "dummy"]
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], dict[str, np.ndarray]]
-"""The arrays of `StageFiles.inputs` to numbers `Head.output_shape(rows, length)` float32 by head, and to `states` where
-there is a next stage."""
+"""The arrays of `StageFiles.inputs` to numbers `Head.output_shape(rows, length)` float32 by head, and to
+`next_states`, the `states` of the next stage, where there is one."""
 
 
 class EngineError(Exception):
@@ -45,7 +45,7 @@ class Engine:
         found: list[dict[str, np.ndarray]] = []
         for number in range(len(self.stages)):
             outputs = self.run(number, arrays)
-            arrays = {**arrays, "states": outputs.pop("states", np.zeros(()))}
+            arrays = {**arrays, "states": outputs.pop("next_states", np.zeros(()))}
             found.append(outputs)
         return found
 

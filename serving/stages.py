@@ -88,7 +88,7 @@ class Journey:
         going = [number for number, each in enumerate(batch.rows) if len(each.outputs) < len(self.asked)]
         for number in going:
             each = batch.rows[number]
-            each.states = outputs["states"][number, : len(each.row.ids)].copy()  # not a view of the whole batch
+            each.states = outputs["next_states"][number, : len(each.row.ids)].copy()  # not a view of the whole batch
             self.waiting[batch.stage + 1].append(each)
         if going:
             self.waiting[batch.stage + 1].sort(key=lambda each: len(each.row.ids))

@@ -19,7 +19,8 @@ from bert_mtl.gates import rows_of
 from bert_mtl.kinds import DataError
 from bert_mtl.multitask import make_model
 from bert_mtl.predict import Predictor
-from bert_mtl.runs import Facts, Run, RunError, open_run, save_variables, start_run, weights_of
+from bert_mtl.runs import Facts, Run, RunError, load_model, open_run, save_variables, start_run, weights_of
+from bert_mtl.served import Served
 from bert_mtl.tasks import make_tasks
 from bert_mtl.tokenization import Tokenizer, WordPieceTokenizer
 from bert_mtl.train import train
@@ -244,14 +245,14 @@ def test_a_precision_that_no_format_takes_is_refused_with_the_reason(run, tmp_pa
         settings(run, tmp_path / "bundle", "formats=[openvino,openvino]")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tokenizer) -> Run:
-    """A run with data: two tasks whose texts say their labels, learned in a second."""
-    folder = tmp_path_factory.mktemp("trained")
+def trained_on(folder: Path, tokenizer: Tokenizer, heads: dict[str, str], *options: str) -> Run:
+    """A run with data: tasks whose texts say their labels, learned in a second."""
     vocab = folder / "vocab"
     tokenizer.save(vocab)
     dice = np.random.default_rng(3)
-    for task, labels, words in (("mood", ["a", "z"], ["good", "not"]), ("stars", [1.0, 3.0], ["film", "plot"])):
+    tasks = []
+    for task, head in heads.items():
+        labels, words = {"mood": (["a", "z"], ["good", "not"]), "stars": ([1.0, 3.0], ["film", "plot"])}[task]
         for part, count in {"train": 96, "dev": 24, "test": 8}.items():
             kinds = dice.integers(0, 2, count)
             lines = [
@@ -259,23 +260,26 @@ def trained(tmp_path_factory, tokenizer) -> Run:
                 for kind in kinds
             ]
             (folder / f"{task}.{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    columns = "columns: {text: text, HEAD: label}"
-    source = f"sources: {{sample: {{format: jsonl, path: '{folder}/TASK.{{part}}.jsonl', {columns}}}}}"
-    heads = {"mood": "{kind: classification, labels: [a, z]}", "stars": "{kind: regression}"}
-    tasks = [
-        f"+tasks.{name}={{heads: {{{name}: {head}}}, {source.replace('TASK', name).replace('HEAD', name)}}}"
-        for name, head in heads.items()
-    ]
+        source = f"{{format: jsonl, path: '{folder}/{task}.{{part}}.jsonl', columns: {{text: text, {task}: label}}}}"
+        tasks.append(f"+tasks.{task}={{heads: {{{task}: {head}}}, sources: {{sample: {source}}}}}")
     config = entry.compose(
         "train",
         ["model=tiny", "model.weights=null", f"tokenizer.vocab='{vocab}/vocab.txt'", "tokenizer.max_length=24",
          "input.pad_to=8",
          "~tasks.imdb", *tasks, "train.epochs=3", "train.batch_size=8", "optimizer.learning_rate=0.003",
-         "model.dropout=0", "data.workers=1", f"cache_dir='{folder}/cache'", f"run.dir='{folder}/run'"],
+         "model.dropout=0", "data.workers=1", f"cache_dir='{folder}/cache'", f"run.dir='{folder}/run'", *options],
         TrainConfig,
     )  # fmt: skip
     train(config)
     return open_run(folder / "run")
+
+
+MOOD = "{kind: classification, labels: [a, z]}"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tokenizer) -> Run:
+    return trained_on(tmp_path_factory.mktemp("trained"), tokenizer, {"mood": MOOD, "stars": "{kind: regression}"})
 
 
 def test_every_format_is_compared_with_the_run_on_dev(trained, tmp_path, capsys):
@@ -325,6 +329,52 @@ def test_a_dev_part_that_is_missing_is_told(run, tmp_path):
     with pytest.raises(DataError, match="jsonl"):
         write_bundle(run, settings(run, tmp_path / "bundle"))
     assert list(tmp_path.iterdir()) == []
+
+
+# --- exits
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory, tokenizer) -> Run:
+    return trained_on(tmp_path_factory.mktemp("staged"), tokenizer, {"mood": MOOD}, "model.exits=[1]")
+
+
+def test_texts_leave_a_bundle_at_the_runs_exits(staged, tmp_path, capsys):
+    export(
+        settings(staged, tmp_path / "bundle", "formats=[savedmodel,openvino,litert]", "precision=int8", "max_drop=2")
+    )
+    bundle = load_bundle(tmp_path / "bundle")
+    depths = {name: [stage.depth for stage in files.stages] for name, files in bundle.manifest.engines.items()}
+    assert depths == {"savedmodel": [2], "openvino": [1, 2], "litert": [1, 2]}
+    exact = Predictor(staged.folder)
+    for name in ("openvino", "litert"):
+        first, last = bundle.manifest.engines[name].stages
+        gate = bundle.manifest.gates[name]["mood"]
+        assert 0.5 <= first.leave["mood"] < 1 and last.leave == {}
+        assert gate.leave[1] > 0.5 and gate.leave[1] + gate.leave[2] == pytest.approx(1) and gate.drop <= 2
+        texts = ["good the", "not was the", "good was " * 9, "the film"]
+        answers = server(tmp_path / "bundle", name)(texts)
+        expected = [answer["mood"]["label"] for answer in exact.predict(texts[:3])]
+        assert [answer["mood"]["label"] for answer in answers[:3]] == expected == ["a", "z", "a"]
+    assert "openvino: texts leave for mood after layer 1: " in capsys.readouterr().out
+
+
+def test_a_model_in_stages_answers_as_one_that_is_whole(staged):
+    model = load_model(staged, dtype="float32")
+    served = Served(model, staged.tokenizer, staged.tasks, staged.facts.pairs)
+    ids = tf.constant([[2, 9, 3, 0], [2, 30, 9, 3]])
+    rows = {"token_ids": ids, "type_ids": 0 * ids, "segment_ids": tf.sign(ids)}
+    first, last = served.stages(exits=True)
+    passed = first.function(**rows)
+    found = last.function(states=passed["next_states"], segment_ids=rows["segment_ids"])
+    np.testing.assert_allclose(found["mood"], served.ids(**rows)["mood"], atol=1e-6)
+    assert np.abs(passed["mood"] - found["mood"]).max() > 1e-3
+    assert [stage.depth for stage in served.stages(exits=False)] == [2]
+
+
+def test_exits_need_dev(staged, tmp_path):
+    with pytest.raises(RunError, match="exits must be false with max_drop=null"):
+        write_bundle(staged, settings(staged, tmp_path / "bundle", "formats=[litert]", "max_drop=null"))
 
 
 # --- the graphs

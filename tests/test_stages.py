@@ -40,7 +40,7 @@ class Stages:
             + stage * 1e-3
             for name, sure in self.sure.items()
         }
-        return outputs | ({"states": (states + 1) * arrays["segment_ids"][:, :, None]} if stage < 2 else {})
+        return outputs | ({"next_states": (states + 1) * arrays["segment_ids"][:, :, None]} if stage < 2 else {})
 
     def answer(self, rows: list[Underway], tokens: int, asked=("imdb",)) -> list[Underway]:
         journey = Journey(self.engine, HEADS, asked, rows, tokens, pad_id=0)
@@ -92,5 +92,5 @@ def test_each_head_answers_where_it_is_sure_and_the_row_stays_for_the_others():
 
 def test_a_stage_that_answers_otherwise_than_its_manifest_says_is_refused():
     stages = Stages({"imdb": [[], [], []]})
-    with pytest.raises(EngineError, match="must have an output for head tone; it has imdb, states"):
+    with pytest.raises(EngineError, match="must have an output for head tone; it has imdb, next_states"):
         stages.answer(rows_of(2), 8)
