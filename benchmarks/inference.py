@@ -1,103 +1,178 @@
-"""A bundle's engines beside the plain SavedModel on the CPU: texts a second, milliseconds for a short one, accuracy.
+"""A bundle's engines beside plain TensorFlow, PyTorch and ONNX Runtime on a CPU: texts a second, milliseconds for a
+short one, accuracy.
 
-    python -m benchmarks.inference bundles=<folder>,<folder> texts=<folder with neg/ and pos/> [count=512] [tokens=4096]
+    python -m benchmarks.inference run=<run> bundles=<folder>,<folder> texts=<folder with neg/ and pos/>
+        [peer_python=<python with torch and transformers>] [count=512] [tokens=4096] [rounds=2]
 
-The first bundle must hold a SavedModel in fp32; every further engine of any bundle is compared with it. All take the
-same rows in the same batches: `count` texts, half of each label, sorted by length, at most `tokens` of them with
-padding in a batch. Latency is the median of 100 calls with one short text. Rounds alternate between the engines, the
-fastest counts; each is a ratio to the SavedModel in the same run. The result is benchmarks/results/inference.json.
+All take the same rows in the same batches: `count` texts, half of each label, sorted by length, at most `tokens` of
+them with padding in a batch. `model.predict` is Keras' of the run's model; `savedmodel fp32`, of the first bundle, is
+what every figure is a ratio to. Bundles with exits let texts leave, and put the others together anew. Rounds alternate
+between the sides, the fastest counts. The result is benchmarks/results/inference.json.
 """
 
+import json
 import random
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import save
+from benchmarks.timing import Batches, short_ms, timed
 from serving.bundle import Bundle, load_bundle
 from serving.engines import Engine, open_engine
 from serving.rows import Row, pad
-from serving.service import plan_batches
+from serving.stages import Journey, Underway
 from serving.tokenizer import Tokenizer
 
 SHORT = "A slow start, but I loved the ending!"
-ROUNDS, CALLS = 2, 100
-OWN = {"bundles": "", "texts": "", "count": "512", "tokens": "4096", "result": "inference"}
-
-
-class Data(NamedTuple):
-    """Padded batches with the places of their texts, and the label of every text."""
-
-    batches: list[tuple[list[int], tuple[np.ndarray, ...]]]
-    short: tuple[np.ndarray, ...]
-    labels: np.ndarray
+OWN = {"run": "", "bundles": "", "texts": "", "peer_python": "", "count": "512", "tokens": "4096", "rounds": "2"}
+OWN |= {"result": "inference"}
+PLAIN = "savedmodel fp32"
+Side = Callable[[], dict[str, Any]]
+"""Measures once: `timing.timed`."""
 
 
 def main() -> None:
     own = OWN | dict(argument.split("=", 1) for argument in sys.argv[1:])
-    bundles = [load_bundle(folder) for folder in own["bundles"].split(",")]
-    engines: dict[str, Engine] = {}
-    for bundle in bundles:
-        for name, files in sorted(bundle.manifest.engines.items(), key=lambda item: item[0] != "savedmodel"):
-            engines.setdefault(f"{name} {files.precision}", open_engine(name, bundle))  # type: ignore[arg-type]
-    if next(iter(engines)) != "savedmodel fp32":
-        raise SystemExit(f"bundles must begin with one that holds a SavedModel in fp32; got {', '.join(engines)}.")
-    head = next(iter(bundles[0].manifest.heads))
-    data = read(Path(own["texts"]), int(own["count"]), int(own["tokens"]), bundles[0])
-    found: dict[str, dict] = {name: {"seconds": np.inf, "short_ms": np.inf} for name in engines}
-    for _ in range(ROUNDS):
-        for name, engine in engines.items():
-            for key, value in measure(engine, data, head).items():
-                found[name][key] = min(found[name][key], value) if key in ("seconds", "short_ms") else value
-    plain = found["savedmodel fp32"]
-    rows = {
-        name: {
-            "texts_per_second": round(len(data.labels) / values["seconds"], 1),
-            "throughput": round(plain["seconds"] / values["seconds"], 2),
-            "short_ms": round(values["short_ms"], 2),
-            "latency": round(values["short_ms"] / plain["short_ms"], 2),
-            "accuracy": round(100 * float((values["answers"].argmax(axis=1) == data.labels).mean()), 2),
-            "difference": round(float(np.abs(values["answers"] - plain["answers"]).max()), 4),
-        }
-        for name, values in found.items()
-    }
-    save(
-        own["result"], {"rows": rows, "count": own["count"], "tokens": own["tokens"]}, "tensorflow", "openvino", "nncf"
-    )
-    table = Table("engine", *next(iter(rows.values())))
-    for name, values in rows.items():
-        table.add_row(name, *map(str, values.values()))
-    Console().print(table)
+    bundles, tokens = [load_bundle(folder) for folder in own["bundles"].split(",")], int(own["tokens"])
+    rows, labels = read(Path(own["texts"]), int(own["count"]), bundles[0])
+    data = batches_of(rows, tokens, bundles[0])
+    sides = engine_sides(bundles, rows, data, tokens)
+    if PLAIN not in sides:
+        raise SystemExit(f"bundles must hold a SavedModel in fp32; got {', '.join(sides)}.")
+    with tempfile.TemporaryDirectory() as folder:
+        if own["run"]:
+            sides |= {"model.predict": keras_side(own["run"], data)}
+        if own["peer_python"]:
+            sides |= peer_sides(own["peer_python"], own["run"], data, Path(folder))
+        found: dict[str, dict] = {}
+        for _ in range(int(own["rounds"])):
+            for name, measure in sides.items():
+                once = measure()
+                best = found.setdefault(name, once)
+                best |= {key: min(best[key], once[key]) for key in ("seconds", "short_ms")}
+    table = {name: row(values, found[PLAIN], labels) for name, values in found.items()}
+    settings = {"count": own["count"], "tokens": own["tokens"]}
+    save(own["result"], {"rows": table} | settings, "tensorflow", "openvino", "nncf", "onnxruntime", "ai-edge-litert")
+    shown = Table("side", *next(iter(table.values())))
+    for name, values in table.items():
+        shown.add_row(name, *map(str, values.values()))
+    Console().print(shown)
 
 
-def read(folder: Path, count: int, tokens: int, bundle: Bundle) -> Data:
-    """Half of the texts from each label's folder: a sample, always the same one."""
-    dice, tokenizer, pad_id = random.Random(5), Tokenizer(bundle), bundle.manifest.tokenizer.pad_id
+def read(folder: Path, count: int, bundle: Bundle) -> tuple[list[Row], np.ndarray]:
+    """Half of the texts from each label's folder: a sample, always the same one; and their labels."""
+    dice, tokenizer = random.Random(5), Tokenizer(bundle)
     files = [path for label in ("neg", "pos") for path in dice.sample(sorted((folder / label).iterdir()), count // 2)]
-    rows: list[Row] = [row for (row,) in tokenizer.read("text", [path.read_text() for path in files])]
-    planned = plan_batches([len(row.ids) for row in rows], tokens)
-    batches = [(batch, tuple(pad([rows[place] for place in batch], pad_id))) for batch in planned]
-    short = tuple(pad(tokenizer.read("text", [SHORT])[0], pad_id))
-    return Data(batches, short, np.repeat([0, 1], count // 2))
+    rows = [row for (row,) in tokenizer.read("text", [path.read_text() for path in files])]
+    return rows, np.repeat([0, 1], count // 2)
 
 
-def measure(engine: Engine, data: Data, head: str) -> dict:
-    for _, rows in (data.batches[0], data.batches[-1]):
-        engine.predict(*rows)
-    answers, start = np.zeros((len(data.labels), 2)), time.perf_counter()
-    for batch, rows in data.batches:
-        answers[batch] = engine.predict(*rows)[head]
-    seconds, calls = time.perf_counter() - start, []
-    for _ in range(CALLS):
-        start = time.perf_counter()
-        engine.predict(*data.short)
-        calls.append(1000 * (time.perf_counter() - start))
-    return {"seconds": seconds, "short_ms": float(np.median(calls)), "answers": answers}
+def batches_of(rows: list[Row], tokens: int, bundle: Bundle) -> Batches:
+    """The rows in batches of like length, and the short text."""
+    pad_id, numbers = bundle.manifest.tokenizer.pad_id, {id(row): number for number, row in enumerate(rows)}
+    plan, batches = Journey(open_engine("dummy", bundle), {}, [], list(map(Underway, rows)), tokens, pad_id), []
+    while (batch := plan.next()) is not None:
+        chosen = [each.row for each in batch.rows]
+        batches.append((np.array([numbers[id(row)] for row in chosen]), dict(pad(chosen, pad_id)._asdict())))
+    return Batches(batches, dict(pad(Tokenizer(bundle).read("text", [SHORT])[0], pad_id)._asdict()))
+
+
+def engine_sides(bundles: list[Bundle], rows: list[Row], data: Batches, tokens: int) -> dict[str, Side]:
+    sides: dict[str, Side] = {}
+    for bundle in bundles:
+        (head,) = bundle.manifest.heads
+        for name, files in bundle.manifest.engines.items():
+            engine = open_engine(name, bundle)  # type: ignore[arg-type]  # the manifest's names are those of engines
+            if len(engine.stages) > 1:
+                sides[f"{name} {files.precision} exits"] = partial(staged, engine, bundle, head, rows, data, tokens)
+            else:
+                answer = partial(lambda engine, head, arrays: engine.run(0, arrays)[head], engine, head)
+                sides.setdefault(f"{name} {files.precision}", partial(timed, answer, data))
+    return sides
+
+
+def staged(engine: Engine, bundle: Bundle, head: str, rows: list[Row], data: Batches, tokens: int) -> dict[str, Any]:
+    """As `timed`, with texts that leave."""
+
+    def answer(rows: list[Row]) -> list[list[float]]:
+        underway = list(map(Underway, rows))
+        journey = Journey(engine, bundle.manifest.heads, [head], underway, tokens, bundle.manifest.tokenizer.pad_id)
+        while (batch := journey.next()) is not None:
+            journey.run(batch)
+        return [each.outputs[head].tolist() for each in underway]
+
+    once = timed(lambda arrays: engine.predict(arrays)[0][head], data._replace(batches=data.batches[:1]))  # warms up
+    start = time.perf_counter()
+    answers = answer(rows)
+    short = Row(data.short["token_ids"][0], False)
+    return once | {
+        "seconds": time.perf_counter() - start,
+        "short_ms": short_ms(lambda _: answer([short]), {}),
+        "answers": answers,
+    }
+
+
+def keras_side(run: str, data: Batches) -> Side:
+    """Keras' `predict` of the run's model, a batch at a time."""
+    from bert_mtl.runs import load_model, open_run
+
+    model = load_model(open_run(run), dtype="float32")
+    (head,) = model.heads
+
+    def answer(arrays: dict[str, np.ndarray]) -> np.ndarray:
+        count, length = arrays["token_ids"].shape
+        segments = arrays["segment_ids"] * np.arange(1, count + 1, dtype=np.int32)[:, None]
+        inputs = {"token_ids": arrays["token_ids"], "type_ids": arrays["type_ids"], "segment_ids": segments}
+        inputs |= {"position_ids": arrays["segment_ids"] * np.arange(length, dtype=np.int32)}
+        inputs |= {"first_token": np.arange(count, dtype=np.int32) * length, "task": np.zeros(count, np.int32)}
+        logits = model.predict(inputs, batch_size=count, verbose=0)[head]
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    return partial(timed, answer, data)
+
+
+def peer_sides(python: str, run: str, data: Batches, folder: Path) -> dict[str, Side]:
+    """Those of `benchmarks.peers.inference`, in a process of their own."""
+    from safetensors.numpy import load_file
+
+    from bert_mtl.runs import open_run
+
+    opened = open_run(run)
+    weights = {f"weights:{path}": values for path, values in load_file(opened.weights).items()}
+    request = folder / "request.npz"
+    np.savez(request, num_heads=opened.facts.encoder.num_heads, **weights, **data.arrays())
+    command = [python, "-m", "benchmarks.peers.inference", str(request)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+
+    def measure(name: str) -> dict[str, Any]:
+        print(name, file=process.stdin, flush=True)
+        return json.loads(process.stdout.readline())
+
+    return {name: partial(measure, name) for name in json.loads(process.stdout.readline())}
+
+
+def row(values: dict, plain: dict, labels: np.ndarray) -> dict[str, float]:
+    answers = np.array(values["answers"])
+    return {
+        "texts_per_second": round(len(labels) / values["seconds"], 1),
+        "throughput": round(plain["seconds"] / values["seconds"], 2),
+        "short_ms": round(values["short_ms"], 2),
+        "latency": round(values["short_ms"] / plain["short_ms"], 2),
+        "accuracy": round(100 * float((answers.argmax(axis=1) == labels).mean()), 2),
+        "difference": round(float(np.abs(answers - np.array(plain["answers"])).max()), 4),
+    }
 
 
 if __name__ == "__main__":
