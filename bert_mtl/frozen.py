@@ -18,9 +18,9 @@ class Frozen(NamedTuple):
 def freeze(function: Any) -> Frozen:
     """The graph of a concrete function with named arguments that returns a dictionary of tensors."""
     frozen = convert_variables_to_constants_v2(function)
-    graph, inputs = frozen.graph.as_graph_def(), [_node(tensor.name) for tensor in frozen.inputs]
+    graph, inputs = frozen.graph.as_graph_def(), [node_of(tensor.name) for tensor in frozen.inputs]
     # TensorFlow flattens a dictionary in the order of its sorted keys.
-    names = dict(zip((_node(tensor.name) for tensor in frozen.outputs), sorted(function.structured_outputs), strict=True))
+    names = dict(zip((node_of(tensor.name) for tensor in frozen.outputs), sorted(function.structured_outputs), strict=True))
     renamed = {node.name: f"{node.name}_" for node in graph.node if node.name in names.values()} | names
     for node in graph.node:
         node.name = renamed.get(node.name, node.name)
@@ -28,11 +28,11 @@ def freeze(function: Any) -> Frozen:
     return Frozen(graph, inputs, list(names.values()))
 
 
-def _node(tensor: str) -> str:
+def node_of(tensor: str) -> str:
     """The node that gives a tensor."""
     return tensor.removeprefix("^").partition(":")[0]
 
 
 def _renamed(tensor: str, names: dict[str, str]) -> str:
-    node = _node(tensor)
+    node = node_of(tensor)
     return tensor.replace(node, names.get(node, node), 1)
