@@ -1,8 +1,10 @@
 """A traced function goes in; out comes its graph with the variables as constants: what every converter reads."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from tensorflow.core.framework.graph_pb2 import GraphDef
+from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 
@@ -14,18 +16,34 @@ class Frozen(NamedTuple):
     inputs: list[str]
     outputs: list[str]
 
+    def with_nodes(self, nodes: Iterable[NodeDef]) -> "Frozen":
+        graph = GraphDef(node=nodes, versions=self.graph.versions)
+        if self.graph.HasField("library"):
+            graph.library.CopyFrom(self.graph.library)
+        return self._replace(graph=graph)
+
 
 def freeze(function: Any) -> Frozen:
     """The graph of a concrete function with named arguments that returns a dictionary of tensors."""
     frozen = convert_variables_to_constants_v2(function)
     graph, inputs = frozen.graph.as_graph_def(), [node_of(tensor.name) for tensor in frozen.inputs]
     # TensorFlow flattens a dictionary in the order of its sorted keys.
-    names = dict(zip((node_of(tensor.name) for tensor in frozen.outputs), sorted(function.structured_outputs), strict=True))
+    names = dict(
+        zip((node_of(tensor.name) for tensor in frozen.outputs), sorted(function.structured_outputs), strict=True)
+    )
     renamed = {node.name: f"{node.name}_" for node in graph.node if node.name in names.values()} | names
     for node in graph.node:
         node.name = renamed.get(node.name, node.name)
         node.input[:] = [_renamed(tensor, renamed) for tensor in node.input]
     return Frozen(graph, inputs, list(names.values()))
+
+
+def reading(node: NodeDef, inputs: Iterable[str]) -> NodeDef:
+    """The node with other inputs."""
+    copy = NodeDef()
+    copy.CopyFrom(node)
+    copy.input[:] = inputs
+    return copy
 
 
 def node_of(tensor: str) -> str:
