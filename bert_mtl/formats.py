@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from bert_mtl.config import REFUSED, Format, Precision
 from bert_mtl.frozen import Frozen, freeze
+from bert_mtl.graph_passes import optimised
+from bert_mtl.quantisation import quantised
 from bert_mtl.runs import RunError
 from bert_mtl.served import ID_INPUTS, Served, Stage
 
@@ -39,7 +41,7 @@ def write_format(
     found = []
     for stage in stages:
         path = f"{name}/{'model' if len(stages) == 1 else f'to_layer_{stage.depth}'}{suffix}"
-        frozen = freeze(stage.function)
+        frozen = optimised(freeze(stage.function))
         try:
             write(frozen, folder / path, taken, texts)
         except ImportError as error:
@@ -67,6 +69,9 @@ def _saved_model(served: Served, folder: Path, depth: int) -> dict:
 
 
 def _graphdef(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arrays]) -> None:
+    """Weights of 16 and of 8 bits are computed with in float32."""
+    if precision != "fp32":
+        frozen = quantised(frozen, precision)
     path.write_bytes(frozen.graph.SerializeToString(deterministic=True))
 
 
@@ -83,11 +88,11 @@ def _openvino(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[
             {*(name.split(":")[0] for name in port.get_names())} & {*frozen.inputs, *frozen.outputs}
         )
     if precision == "int8":
-        model = _quantised(model, texts)
+        model = _calibrated(model, texts)
     openvino.save_model(model, path, compress_to_fp16=precision != "fp32")
 
 
-def _quantised(model: Any, texts: Sequence[Arrays]) -> Any:
+def _calibrated(model: Any, texts: Sequence[Arrays]) -> Any:
     """8-bit weights and activations (NNCF: ranges from the texts, SmoothQuant, biases corrected)."""
     import nncf
 

@@ -1,9 +1,11 @@
 """A traced function goes in; out comes its graph with the variables as constants: what every converter reads."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
+from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 
@@ -29,14 +31,20 @@ class Frozen(NamedTuple):
         }
         return tf.function(call, autograph=False).get_concrete_function(**taken)
 
+    def with_nodes(self, nodes: Iterable[NodeDef]) -> "Frozen":
+        graph = GraphDef(node=nodes, versions=self.graph.versions)
+        if self.graph.HasField("library"):
+            graph.library.CopyFrom(self.graph.library)
+        return self._replace(graph=graph)
+
 
 def freeze(function: Any) -> Frozen:
     """The graph of a concrete function with named arguments that returns a dictionary of tensors."""
     frozen = convert_variables_to_constants_v2(function)
-    graph, inputs = frozen.graph.as_graph_def(), [_node(tensor.name) for tensor in frozen.inputs]
+    graph, inputs = frozen.graph.as_graph_def(), [node_of(tensor.name) for tensor in frozen.inputs]
     # TensorFlow flattens a dictionary in the order of its sorted keys.
     names = dict(
-        zip((_node(tensor.name) for tensor in frozen.outputs), sorted(function.structured_outputs), strict=True)
+        zip((node_of(tensor.name) for tensor in frozen.outputs), sorted(function.structured_outputs), strict=True)
     )
     renamed = {node.name: f"{node.name}_" for node in graph.node if node.name in names.values()} | names
     for node in graph.node:
@@ -46,11 +54,19 @@ def freeze(function: Any) -> Frozen:
     return Frozen(graph, inputs, list(names.values()))
 
 
-def _node(tensor: str) -> str:
+def reading(node: NodeDef, inputs: Iterable[str]) -> NodeDef:
+    """The node with other inputs."""
+    copy = NodeDef()
+    copy.CopyFrom(node)
+    copy.input[:] = inputs
+    return copy
+
+
+def node_of(tensor: str) -> str:
     """The node that gives a tensor."""
     return tensor.removeprefix("^").partition(":")[0]
 
 
 def _renamed(tensor: str, names: dict[str, str]) -> str:
-    node = _node(tensor)
+    node = node_of(tensor)
     return tensor.replace(node, names.get(node, node), 1)

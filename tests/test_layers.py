@@ -15,7 +15,7 @@ ORDER = (
     "input_pipeline", "pooling", "adapters", "encoder", "flash_attention", "attention", "checkpoints", "weighting",
     "r_drop", "exits", "multitask", "served", "optimization", "cluster", "rendezvous", "devices", "chief", "answers",
     "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking", "baselines", "mistakes", "report",
-    "frozen", "formats", "leaving", "gates",
+    "frozen", "graph_passes", "quantisation", "formats", "leaving", "gates",
 )  # fmt: skip
 ENTRIES = ("train", "evaluate", "predict", "embed", "export")
 DATA_PREP_MAY = {
