@@ -41,8 +41,12 @@ def write_bundle(folder: Path, *, heads: dict = HEADS, engines: dict | None = No
     settings = {"kind": "wordpiece", "lowercase": True, "max_length": 8, "truncation": "head"}
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
     manifest = {
-        "format": 3, "name": "tiny", "version": "1", "created": "2026-01-01T00:00:00Z", "run": "runs/tiny",
-        "data": "sample", "heads": heads,
+        "format": 4, "name": "tiny", "version": "1", "run": "tiny", "data": "sample", "heads": heads,
+        "tasks": {"tiny": {"license": "not stated", "link": None, "fingerprint": "0" * 64, "limit": None}},
+        "training": {
+            "weights": None, "epochs": 1, "batch_size": 8, "learning_rate": 1e-4, "seed": 1, "mixing": "proportional",
+            "weighting": "static",
+        },
         "tokenizer": settings | {"pad_id": 0, "cls_id": 2, "sep_id": 3, "mask_id": 4} | tokenizer,
         "engines": engines or {}, "gates": {},
         "metrics": {"dev": {"imdb": {"accuracy": 0.9}}}, "versions": {"tensorflow": "2.21.0"},
@@ -117,10 +121,10 @@ def test_a_manifest_that_is_no_manifest_is_not_a_bundle(tmp_path, content):
         load_bundle(tmp_path)
 
 
-@pytest.mark.parametrize("number, advice", [(4, "update the server"), (2, "export the run again")])
+@pytest.mark.parametrize("number, advice", [(5, "update the server"), (3, "export the run again")])
 def test_another_format_is_refused_before_its_fields_are_read(tmp_path, number, advice):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": number, "everything": "else"}))
-    with pytest.raises(BundleError, match=f"has format {number}; this server reads 3: {advice}"):
+    with pytest.raises(BundleError, match=f"has format {number}; this server reads 4: {advice}"):
         load_bundle(tmp_path)
 
 

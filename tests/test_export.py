@@ -68,7 +68,7 @@ def make_run(folder: Path, tasks: list[str], tokenizer: Tokenizer, **model: str)
     dice = np.random.default_rng(7)
     for variable in weights_of(made).values():  # with BERT's initial weights all texts would get the same answers
         variable.assign(variable + dice.normal(scale=(0.1, 0.8)[variable.ndim > 1], size=variable.shape))
-    run = start_run(folder, config, tokenizer, Facts(sizes, [task for task in tasks if task in PAIRS], {}, {}))
+    run = start_run(folder, config, tokenizer, Facts(sizes, [task for task in tasks if task in PAIRS], {task: f"{task} data" for task in tasks}, {}))
     save_variables(run.weights, weights_of(made))
     (folder / "metrics.json").write_text(json.dumps({"dev": {"stars": {"mse": 1.0}}, "test": {}}))
     return open_run(folder)
