@@ -76,7 +76,17 @@ def _converted(served: Served, openvino: Any) -> Any:
     for port in model.outputs:
         named = [heads[name] for name in port.get_names() if name in heads]
         port.get_tensor().set_names({*named})
+    _order(model)
     return model
+
+
+def _order(model: Any) -> None:
+    """Brings the inputs of OpenVINO's model into the order of `ID_INPUTS`: its converter's differs between processes,
+    and with it the file's bytes."""
+    parameters = sorted(model.get_parameters(), key=lambda node: ID_INPUTS.index(node.output(0).get_any_name()))
+    for parameter in parameters:
+        model.remove_parameter(parameter)
+    model.add_parameters(parameters)
 
 
 def _quantised(model: Any, inputs: Sequence[str], texts: Sequence[Rows]) -> Any:

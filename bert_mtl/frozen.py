@@ -20,7 +20,9 @@ def freeze(function: Any) -> Frozen:
     frozen = convert_variables_to_constants_v2(function)
     graph, inputs = frozen.graph.as_graph_def(), [_node(tensor.name) for tensor in frozen.inputs]
     # TensorFlow flattens a dictionary in the order of its sorted keys.
-    names = dict(zip((_node(tensor.name) for tensor in frozen.outputs), sorted(function.structured_outputs), strict=True))
+    names = dict(
+        zip((_node(tensor.name) for tensor in frozen.outputs), sorted(function.structured_outputs), strict=True)
+    )
     renamed = {node.name: f"{node.name}_" for node in graph.node if node.name in names.values()} | names
     for node in graph.node:
         node.name = renamed.get(node.name, node.name)

@@ -1,4 +1,4 @@
-"""A bundle's manifest in, its README.md out: a model card in Markdown, with the front matter that Hugging Face reads."""
+"""A bundle's manifest in, its README.md out: a model card in Markdown, with the front matter of Hugging Face's."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -13,9 +13,9 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from serving.bundle import Bundle, BundleError, load_bundle
+from serving.bundle import Bundle, BundleError, load_bundle, schema
 from serving.engines import ENGINES, EngineError, EngineName, open_engine
-from serving.heads import AnyHead, Seen
+from serving.heads import KINDS, AnyHead, Seen
 from serving.rows import Row, pad
 from serving.tokenizer import Tokenizer, truncate
 from spans.words import words
@@ -169,6 +169,30 @@ def test_a_file_the_manifest_does_not_list_is_never_opened(tmp_path):
         Tokenizer(load_bundle(folder))
 
 
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_manifests_schema_is_written_down_and_describes_every_field():
+    assert json.loads((ROOT / "docs/manifest.schema.json").read_text()) == schema(), (
+        "python -m serving.bundle > docs/manifest.schema.json"
+    )
+    sections = {"Manifest": schema(), **schema()["$defs"]}
+    fields = {
+        f"{name}.{field}": said for name, section in sections.items() for field, said in section["properties"].items()
+    }
+    # pydantic leaves out what a section says of itself in the same words
+    assert [name for name, said in fields.items() if not ("description" in said or "$ref" in said)] == []
+    assert all("description" in section for section in sections.values())
+    assert {"Manifest.files", "Gate.drop", "Calibration.temperature", "Tagging.tags"} < set(fields)
+
+
+def test_in_the_schema_a_head_is_of_one_kind_alone():
+    sections = schema()["$defs"]
+    kinds = {name: said["properties"]["kind"] for name, said in sections.items() if "kind" in said["properties"]}
+    known = {kind["const"] for kind in kinds.values() if "const" in kind}
+    assert set(kinds.pop("Head")["not"]["enum"]) == known == set(KINDS)
+
+
 # --- the heads
 
 
@@ -188,6 +212,16 @@ def test_heads_of_texts_say_labels_values_and_vectors():
     assert answer(head("vector", [2]), [0.5, 2.0]) == {"vector": [0.5, 2.0]}
     assert answer(head("similarity", [2]), [0.5, 0.5]) == {"vector": [0.5, 0.5]}
     assert answer(head("similarity", [2]), [0.5, 0.5], [0.25, -1.0]) == {"similarity": -0.375}
+
+
+def test_a_calibrated_head_divides_log_odds_by_its_temperature():
+    found = {"temperature": 2.0, "ece_before": 0.1, "ece_after": 0.0, "texts": 9}
+    said = head("classification", [3], labels=["a", "b", "c"], calibration=found)
+    chosen = answer(said, [0.1, 0.9, 0.0])
+    assert chosen["label"] == "b"
+    assert chosen["probabilities"] == {"a": pytest.approx(0.25), "b": pytest.approx(0.75), "c": 0.0}
+    cold = answer(said | {"calibration": found | {"temperature": 0.05}}, [1e-30, 1e-29, 0.5])
+    assert cold["probabilities"] == {"a": 0.0, "b": 0.0, "c": 1.0}
 
 
 def test_a_tagging_head_names_the_spans_of_the_words_that_were_read():
