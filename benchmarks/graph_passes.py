@@ -152,7 +152,7 @@ def of_openvino(before: str, served: Served, precision: Any, texts: Sequence[Arr
     return Stage(before, len(model.get_ops()), size, "runtime", {"on": answer})
 
 
-def measure(found: dict[str, Stage], asked: dict[str, Rows]) -> dict[str, dict[str, float]]:
+def measure(found: dict[str, Stage], asked: dict[str, Arrays]) -> dict[str, dict[str, float]]:
     """By optimiser, the seconds until a model's first answer (to what is short), and milliseconds by kind of rows; each
     turn of a graph begins with a call that does not count."""
     starts = {

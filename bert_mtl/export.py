@@ -1,31 +1,33 @@
 """A run as a bundle that a server answers from: `python -m bert_mtl.export run=… bundle=…`.
 
-The bundle holds the model in each format (`bert_mtl.formats`), the tokenizer for servers without TensorFlow, and a
-manifest with the heads, the metrics and a SHA-256 of every file. Each format answers the run's dev part by the very
-engine of the server before the bundle appears.
+The bundle holds the model in each format (`bert_mtl.formats`), the tokenizer for servers without TensorFlow, a model
+card, and a manifest (`bert_mtl.manifest`) with a SHA-256 of every file. Each format answers the run's dev part by the
+very engine of the server before the bundle appears.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from bert_mtl.answers import Answered
+from bert_mtl.calibration import calibrated
 from bert_mtl.config import ExportConfig
 from bert_mtl.formats import Arrays, write_format
 from bert_mtl.gates import Exported, answers_of, check, compared, leaving, rows_of
 from bert_mtl.input_pipeline import Pipeline
+from bert_mtl.manifest import manifest
+from bert_mtl.model_card import model_card
 from bert_mtl.multitask import MultiTaskModel
 from bert_mtl.records import load_manifest, sha256
 from bert_mtl.runs import Run, RunError, check_examples, load_model, open_run
+from bert_mtl.saved_models import finish_saved_model
 from bert_mtl.served import ID_INPUTS, Served
-from bert_mtl.tasks import Task
 from bert_mtl.tokenization import rust_tokenizer
 from bert_mtl.train import part_pipelines
 from conf import entry
@@ -33,7 +35,6 @@ from data_prep.build import build
 from serving.bundle import load_bundle
 from serving.engines import open_engine
 
-FORMAT = 3  # of manifest.json
 BATCH = 32  # texts that are compared at once
 
 
@@ -65,18 +66,25 @@ def write_bundle(run: Run, config: ExportConfig) -> dict[str, dict[str, dict]]:
         engines: dict[str, dict] = {
             name: write_format(name, served, stages, partial, config.precision, texts) for name in config.formats
         }
+        name = config.name or "-".join(run.config.tasks)
+        if "savedmodel" in engines:
+            finish_saved_model(served, partial / engines["savedmodel"]["path"], name)
         write_tokenizer(run, partial / "tokenizer")
-        written = manifest(run, served, partial, config.name or "-".join(run.config.tasks), engines)
-        (partial / "manifest.json").write_text(json.dumps(written, indent=1))
+        said = manifest(run, served.ids, name, engines)
         if config.max_drop is not None:
-            written["gates"] = gates(model, partial, dev, engines, config.max_drop)
-            (partial / "manifest.json").write_text(json.dumps(written, indent=1))
+            seal(partial, said)
+            reference = answers_of(model, dev, exits)
+            said["gates"] = gates(model, reference, partial, dev, engines, config.max_drop)
+            for head, found in calibrations(model, reference).items():
+                said["heads"][head] |= found
+        (partial / "README.md").write_text(model_card(said), encoding="utf-8")
+        seal(partial, said)
         os.replace(partial, folder)
     except (OSError, tf.errors.OpError) as error:
         raise RunError(f"{folder} could not be written: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return written["gates"]
+    return said["gates"]
 
 
 def check_export(model: MultiTaskModel, exits: bool, max_drop: float | None) -> None:
@@ -116,98 +124,70 @@ def calibration(dev: Mapping[str, Pipeline], count: int) -> list[Arrays]:
     return found
 
 
+def seal(folder: Path, said: Mapping[str, Any]) -> None:
+    """Writes manifest.json: what is `said`, and the SHA-256 of every other file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
+    hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    (folder / "manifest.json").write_text(json.dumps({**said, "files": hashes}, indent=1))
+
+
 def gates(
-    model: MultiTaskModel, folder: Path, dev: Mapping[str, Pipeline], engines: Mapping[str, dict], max_drop: float
+    model: MultiTaskModel,
+    reference: Mapping[str, Answered],
+    folder: Path,
+    dev: Mapping[str, Pipeline],
+    engines: Mapping[str, dict],
+    max_drop: float,
 ) -> dict[str, dict[str, dict]]:
-    """Every format of the bundle in `folder` beside the run's model on dev (`gates.compared`); where texts may leave
-    early is written to the stages of `engines`, what the manifest says of each format.
+    """Every format of the bundle in `folder` on dev, beside the `reference`, what the run's model answers there
+    (`gates.compared`); where texts may leave early is written to the stages of `engines`, what the manifest says of
+    each format.
 
     Raises RunError where one loses more than `max_drop` points.
     """
-    bundle, reference, found = load_bundle(folder), answers_of(model, dev), {}
+    bundle, found = load_bundle(folder), {}
+    last = {name: answered for name, answered in reference.items() if name in model.heads}
     for name, files in engines.items():
         engine = open_engine(name, bundle)  # type: ignore[arg-type]  # the formats are called as their engines
         depths = [stage.depth for stage in engine.stages]
         answers = answers_of(Exported(model, engine.predict, depths), dev, exits=len(depths) > 1)
-        shares: dict[str, dict[int, float]] = {head: {} for head in reference}
+        shares: dict[str, dict[int, float]] = {head: {} for head in last}
         if len(depths) > 1:
-            for head, theirs in reference.items():
+            for head, theirs in last.items():
                 own = {depth: answers[model.name_at(head, depth)] for depth in depths}
                 answers[head], chosen, shares[head] = leaving(model.heads[head], theirs, own, max_drop)
                 for stage in files["stages"][:-1]:
                     stage["leave"] = stage.get("leave", {}) | {head: chosen[stage["depth"]]}
-        found[name] = compared(model.heads, reference, answers)
+        found[name] = compared(model.heads, last, answers)
         for head, values in found[name].items():
             values["leave"] = shares[head]
         check(name, found[name], max_drop)
     return found
 
 
+def calibrations(model: MultiTaskModel, reference: Mapping[str, Answered]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of every head that chooses one label a text and has labelled texts in dev: its
+    `calibration` (`calibration.calibrated`), and those of its exits, if `reference` has them, by depth."""
+    found = {}
+    for name, head in model.heads.items():
+        at = {depth: reference.get(model.name_at(name, depth)) for depth in model.depths}
+        answered = {depth: each for depth, each in at.items() if each is not None and len(each.index)}
+        if head.kind == "classification" and answered:
+            by_depth = {depth: calibrated(each.answers, each.labels) for depth, each in answered.items()}
+            found[name] = {"calibration": by_depth.pop(model.depths[-1]), "exits": by_depth}
+    return found
+
+
 def write_tokenizer(run: Run, folder: Path) -> None:
-    """The tokenizer's files, for TensorFlow and for the server."""
+    """The tokenizer's files, for TensorFlow and for the server. The Rust library cuts as the graph does, but for
+    `head_tail`, which it does not have."""
     run.tokenizer.save(folder)
     if run.tokenizer.kind == "wordpiece":
         rust = rust_tokenizer(folder / "vocab.txt", run.config.tokenizer.lowercase)
+        if run.tokenizer.truncation != "head_tail":
+            direction = {"head": "right", "tail": "left"}[run.tokenizer.truncation]
+            rust.enable_truncation(run.tokenizer.max_length, direction=direction)
         rust.save(str(folder / "tokenizer.json"))
-
-
-def manifest(run: Run, served: Served, folder: Path, name: str, engines: Mapping[str, dict]) -> dict:
-    """What manifest.json says of the files in `folder`; `serving.bundle` and `serving.heads` document it."""
-    results, tokenizer = json.loads((run.folder / "metrics.json").read_text()), run.tokenizer
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        "format": FORMAT,
-        "name": name,
-        "version": run.folder.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": run.folder.name,
-        "data": run.config.data.source,
-        "heads": heads(run, served.ids),
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "lowercase": run.config.tokenizer.lowercase,
-            "max_length": tokenizer.max_length,
-            "truncation": tokenizer.truncation,
-            "pad_id": tokenizer.pad_id,
-            "cls_id": tokenizer.cls_id,
-            "sep_id": tokenizer.sep_id,
-            "mask_id": tokenizer.mask_id,
-        },
-        "engines": engines,
-        "gates": {},
-        "metrics": {part: results[part] for part in ("dev", "test")},
-        "versions": {package: version(package) for package in ("tensorflow", "keras", "tensorflow-text", "bert_mtl")},
-        "files": {str(path.relative_to(folder)): sha256(path) for path in files},
-    }
-
-
-def heads(run: Run, ids: Any) -> dict[str, dict]:
-    """What manifest.json says of every head: `Head.export`, its task and level, what its rows hold, and the shape of
-    its output in the graph `ids` without the rows (and their tokens)."""
-    outputs = ids.get_concrete_function().structured_outputs
-    return {
-        head.name: head.export()
-        | {
-            "task": task.name,
-            "level": head.level,
-            "reads": reads(task, task.name in run.facts.pairs),
-            "shape": outputs[head.name].shape[1 if head.level == "text" else 2 :].as_list(),
-        }
-        for task in run.tasks.values()
-        for head in task.heads.values()
-    }
-
-
-def reads(task: Task, pair: bool) -> str:
-    """What a row of the task holds: both texts of a `pair`, one of the two (`apart`), a text in which [MASK] is the
-    mask (`masks`), or a text, read whole (`text`) or word by word (`words`)."""
-    if task.separate:
-        return "apart"
-    if pair:
-        return "pair"
-    if any(head.level == "mask" for head in task.heads.values()):
-        return "masks"
-    return "words" if task.words else "text"
 
 
 def export(config: ExportConfig) -> None:

@@ -70,7 +70,7 @@ def _saved_model(served: Served, folder: Path, depth: int) -> dict:
 
 def _graphdef(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arrays]) -> None:
     """Weights of 16 and of 8 bits are computed with in float32."""
-    if precision != "fp32":
+    if precision in ("fp16", "int8"):
         frozen = quantised(frozen, precision)
     path.write_bytes(frozen.graph.SerializeToString(deterministic=True))
 
@@ -84,12 +84,21 @@ def _openvino(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[
         file.write_bytes(frozen.graph.SerializeToString())
         model = openvino.convert_model(file)
     for port in (*model.inputs, *model.outputs):
-        port.get_tensor().set_names(
-            {*(name.split(":")[0] for name in port.get_names())} & {*frozen.inputs, *frozen.outputs}
-        )
+        names = {name.split(":")[0] for name in port.get_names()}
+        port.get_tensor().set_names(names & {*frozen.inputs, *frozen.outputs})
+    _order(model, frozen.inputs)
     if precision == "int8":
         model = _calibrated(model, texts)
     openvino.save_model(model, path, compress_to_fp16=precision != "fp32")
+
+
+def _order(model: Any, names: Sequence[str]) -> None:
+    """Brings the inputs of OpenVINO's model into the order of `names`: its converter's differs between processes, and
+    with it the file's bytes."""
+    parameters = sorted(model.get_parameters(), key=lambda node: names.index(node.output(0).get_any_name()))
+    for parameter in parameters:
+        model.remove_parameter(parameter)
+    model.add_parameters(parameters)
 
 
 def _calibrated(model: Any, texts: Sequence[Arrays]) -> Any:

@@ -10,10 +10,10 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from bert_mtl.answers import Answered
+from bert_mtl.calibration import expected_calibration_error
 from bert_mtl.kinds import Head
 from bert_mtl.kinds.classification import Classification
 
-CALIBRATION_BINS = 15  # as Guo et al. 2017
 SHOWN_ERRORS = 5
 SHOWN_TEXT = 200
 
@@ -46,23 +46,10 @@ def _(head: Classification, answered: Answered) -> dict:
     probs, labels, names = answered.answers, answered.labels, head.settings.labels
     return {
         "auc": area_under_roc(probs, labels),
-        "ece": calibration_error(probs, labels),
+        "ece": expected_calibration_error(probs, labels),
         "labels": names,
         "confusion": confusion(probs.argmax(axis=1), labels, len(names)),
     }
-
-
-def calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error: mean gap between confidence and accuracy over equal-width bins (Guo et al. 2017).
-
-    Args:
-        probs: `(examples, labels)` probabilities.
-        labels: `(examples,)` label ids.
-    """
-    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = [abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
-    return float(np.sum(gaps))
 
 
 def area_under_roc(probs: np.ndarray, labels: np.ndarray) -> float | None:

@@ -1,21 +1,21 @@
 """A folder written by the exporter goes in; out comes a `Bundle` whose every file was checked against the manifest.
 
-The layout is `manifest.json` beside `tokenizer/` and one folder per engine; `Manifest` documents the fields, and
-`serving.heads` those of each head.
+The layout is `manifest.json` beside `README.md`, `tokenizer/` and one folder per engine; `Manifest` documents the
+fields, and `serving.heads` those of each head: `python -m serving.bundle` prints them as a JSON schema.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError
 
 from conf.errors import Problem
 from serving.heads import AnyHead, Section
 
-FORMAT = 3
+FORMAT = 4
 """The manifest format this server reads."""
 
 
@@ -37,69 +37,136 @@ Input = Literal["token_ids", "type_ids", "segment_ids", "states"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 
+class TaskFacts(Section):
+    """What a task was learned from."""
+
+    license: str
+    """Terms of its data, as the task's configuration states them."""
+    link: str | None
+    """Where the data is described."""
+    fingerprint: str
+    """SHA-256 of all that decides which examples make up which part of the data."""
+    limit: PositiveInt | None
+    """Train examples that were learned at most; null for all."""
+
+
+class Training(Section):
+    """How the run was trained."""
+
+    weights: str | None
+    """URI of the pretrained weights; of local ones the name of the folder or file alone; null for random ones."""
+    epochs: PositiveInt
+    """Passes over the mixture of the tasks."""
+    batch_size: PositiveInt
+    """Examples a step, on average."""
+    learning_rate: float
+    """The highest of the encoder."""
+    seed: int
+    """Of weights, dropout and order."""
+    mixing: str
+    """How often each task is drawn."""
+    weighting: str
+    """How the heads' losses are weighed."""
+
+
 class TokenizerSettings(Section):
-    """How texts become ids; `max_length` counts the two special tokens."""
+    """How texts become ids."""
 
     kind: Literal["wordpiece", "sentencepiece"]
+    """`wordpiece`: tokenizer/tokenizer.json (for the package `tokenizers`) and vocab.txt; `sentencepiece`:
+    tokenizer/spm.model, without the special tokens."""
     lowercase: bool
+    """Whether case is ignored."""
     max_length: Annotated[int, Field(ge=3)]
+    """Tokens that the model reads of a text (or pair), the special ones among them."""
     truncation: Literal["head", "tail", "head_tail"]
+    """What is read of a longer text: its start, its end, or a quarter from the start and the rest from the end.
+    tokenizer.json cuts as `head` and `tail` do; it cannot say `head_tail` and then leaves texts whole."""
     pad_id: int
+    """Behind the tokens of shorter texts."""
     cls_id: int
+    """Before a text."""
     sep_id: int
+    """Behind a text."""
     mask_id: int
+    """In place of a word to guess."""
 
 
 class StageFiles(Section):
-    """A part of the model: its file (a SavedModel's folder), the arrays that it takes, and how many of the encoder's
-    layers have run behind it. `leave` says how sure of its likeliest label a head must be for its answer to be taken
-    here; a text of which no head needs more goes no further. The last stage answers all the rest.
-
-    Arrays are `(rows, length)` int32; `states`, the stage before's output `next_states`, `(rows, length, dim)` float32.
-    """
+    """A part of the model: the encoder's layers up to one of them, and all heads there."""
 
     path: InnerPath
+    """Its file; of a SavedModel the folder."""
     inputs: Annotated[list[Input], Field(min_length=1)]
+    """The arrays that it takes: `(rows, length)` int32; `states`, the output `next_states` of the stage before,
+    `(rows, length, dim)` float32."""
     depth: PositiveInt
+    """How many of the encoder's layers have run behind it."""
     leave: dict[str, float] = {}
+    """How probable its likeliest label must be for a head's answer to be taken here; a text of which no head needs more
+    goes no further. A head that is not named never answers here; the last stage answers all the rest."""
 
 
 class EngineFiles(Section):
-    """Where one engine's model lies, and in what numbers it computes."""
+    """The model in one format."""
 
     precision: Precision
+    """The numbers of its weights, and those in which it computes where the format can."""
     stages: Annotated[list[StageFiles], Field(min_length=1)]
+    """One, or several where texts may leave between layers."""
 
 
 class Gate(Section):
-    """A head of one format beside the run on the dev part: the largest difference of a number, the share of equal
-    answers, the metrics of both, the points of the head's metric that are lost, and the share of the texts that leave
-    at each depth, where they may."""
+    """A head of one format beside the run in float32 on the dev part."""
 
     difference: float
+    """The largest of any number of an answer."""
     agreement: float
+    """The share of answers that come down to the same."""
     metrics: dict[Literal["run", "export"], dict[str, float]]
+    """The head's metrics of both."""
     drop: float
+    """Points of the head's metric that are lost; less than 0 where there is a gain."""
     leave: dict[int, float] = {}
+    """The share of the texts that leave behind so many layers, where they may."""
 
 
 class Manifest(Section):
-    """What `manifest.json` says; `files` maps each file's path to its SHA-256, `gates` each engine's heads to how they
-    did on dev (nothing where they were not compared)."""
+    """What `manifest.json` says of a bundle."""
 
     format: PositiveInt
+    """Of the manifest; raised when a reader of the former one would misunderstand it."""
     name: str
+    """The model's."""
     version: str
-    created: str
+    """The model's: the name of its run."""
     run: str
+    """The name of the run's folder."""
     data: str
+    """Where the tasks' data is from: `sample` (built in, small) or `full`."""
+    tasks: dict[str, TaskFacts]
+    """What each task was learned from."""
+    training: Training
+    """How the run was trained."""
     heads: Annotated[dict[str, AnyHead], Field(min_length=1)]
+    """By the name of their output in the model: `<task>_<head>`, or the task's name where both are equal."""
     tokenizer: TokenizerSettings
+    """How texts become ids."""
     engines: dict[str, EngineFiles]
+    """The model by format."""
     gates: dict[str, dict[str, Gate]]
-    metrics: dict[str, dict[str, dict[str, float]]]
+    """What each format's heads cost on dev; empty where they were not compared."""
+    metrics: dict[Literal["dev", "test"], dict[str, dict[str, float]]]
+    """The run's by part, head and name."""
     versions: dict[str, str]
+    """Of the packages that wrote the bundle."""
     files: dict[InnerPath, str]
+    """SHA-256 of every file but manifest.json, by path."""
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of `Manifest`."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Manifest.model_json_schema()
 
 
 @dataclass(frozen=True)
@@ -159,3 +226,7 @@ def _fault(folder: Path, path: str, digest: str) -> str | None:
     except OSError as error:
         return f"  {path} is missing ({error.strerror})"
     return None if actual == digest else f"  {path} has sha256 {actual}, the manifest says {digest}"
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=1))

@@ -8,11 +8,22 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from serving.rows import Row
 from spans.tags import Decoder
 
+KINDS = ("classification", "multilabel", "regression", "vector", "similarity", "tagging", "mlm")
 Answer = dict[str, Any]
 Reads = Literal["text", "words", "masks", "pair", "apart"]
 
@@ -23,18 +34,20 @@ class Seen(NamedTuple):
     Attributes:
         rows: one; two where a pair's texts are read apart; none where a text without [MASK] was to be read for masks.
         outputs: the head's output for each row.
+        depths: behind how many layers it answered each.
         token: the tokenizer's token of an id.
     """
 
     rows: Sequence[Row]
-    outputs: Sequence[np.ndarray] | np.ndarray
+    outputs: Sequence[np.ndarray]
+    depths: Sequence[int]
     token: Callable[[int], str]
 
 
 class Section(BaseModel):
     """A part of the manifest. Unknown keys are let through: an exporter may say more within one format."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 def _distinct(labels: list[str]) -> list[str]:
@@ -47,21 +60,19 @@ Labels = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Head(Section):
-    """One question the model answers; of a kind that this server does not know, numbers are all it says.
+    """One question the model answers; of a kind that this server does not know, numbers are all it says."""
 
-    Attributes:
-        task: the task it belongs to.
-        level: what it answers for: a row (`text`), each `token`, or each [MASK] (`mask`).
-        reads: what a row holds: a `text`, the same read word by word (`words`), a text with each [MASK] as the mask
-            (`masks`), both texts of a `pair`, or one of the two (`apart`); the last reads single texts as well.
-        shape: of the answer for one row or token.
-    """
-
-    kind: str
+    kind: Annotated[str, Field(json_schema_extra={"not": {"enum": list(KINDS)}})]
+    """What the numbers mean."""
     task: str
+    """The task it belongs to."""
     level: Literal["text", "token", "mask"]
+    """What it answers for: a row (`text`), each `token`, or each [MASK] (`mask`)."""
     reads: Reads
+    """What a row holds: a `text`, the same read word by word (`words`), a text with each [MASK] as the mask (`masks`),
+    both texts of a `pair`, or one of the two (`apart`); the last reads single texts as well."""
     shape: list[PositiveInt]
+    """Of the answer for one row, token or [MASK]."""
 
     @model_validator(mode="after")
     def _one_number_a_label(self) -> Self:
@@ -81,21 +92,51 @@ class Head(Section):
         return {"outputs": [output.tolist() for output in seen.outputs]}
 
 
+class Calibration(Section):
+    """How far a head's probabilities are from how often it is right (Guo et al. 2017), found on the dev part."""
+
+    temperature: PositiveFloat
+    """What the model's logits are divided by before they become the probabilities of an answer; above 1 where the model
+    is too sure."""
+    ece_before: float
+    """Expected calibration error of the model's own probabilities: the gap of confidence and accuracy, 15 bins."""
+    ece_after: float
+    """The same with a temperature: each half of the texts with that of the other half."""
+    texts: PositiveInt
+    """How many texts of dev it was found on."""
+
+
 class Classification(Head):
+    """One label a text (or pair). The model's numbers are the labels' probabilities, a softmax as it was learned; those
+    of an answer are calibrated."""
+
     kind: Literal["classification"]
+    """One label a text (or pair)."""
     labels: Annotated[Labels, Field(min_length=2)]
+    """By id."""
+    calibration: Calibration | None = None
+    """Absent where the formats were not compared with the run on dev: then answers hold the model's own numbers."""
+    exits: dict[int, Calibration] = {}
+    """The same for answers given behind so many of the encoder's layers only."""
 
     def answer(self, seen: Seen) -> Answer:
-        probabilities = dict(zip(self.labels, seen.outputs[0].tolist(), strict=True))
-        return {"label": self.labels[int(seen.outputs[0].argmax())], "probabilities": probabilities}
+        probabilities, calibration = seen.outputs[0], self.exits.get(seen.depths[0], self.calibration)
+        if calibration is not None:
+            powers = (probabilities / probabilities.max()).astype(np.float64) ** (1 / calibration.temperature)
+            probabilities = powers / powers.sum()
+        label = self.labels[int(seen.outputs[0].argmax())]
+        return {"label": label, "probabilities": dict(zip(self.labels, probabilities.tolist(), strict=True))}
 
 
 class Multilabel(Head):
-    """`thresholds` are the probabilities from which a text has each label."""
+    """Any number of labels a text; the model's numbers are their probabilities, as it gives them."""
 
     kind: Literal["multilabel"]
+    """Any number of labels a text."""
     labels: Labels
+    """By id."""
     thresholds: list[float]
+    """The probabilities from which a text has each label, chosen on the dev part."""
 
     def answer(self, seen: Seen) -> Answer:
         found = [self.labels[label] for label in np.flatnonzero(seen.outputs[0] >= np.array(self.thresholds))]
@@ -103,23 +144,30 @@ class Multilabel(Head):
 
 
 class Regression(Head):
+    """A number a text (or pair)."""
+
     kind: Literal["regression"]
+    """A number a text (or pair)."""
 
     def answer(self, seen: Seen) -> Answer:
         return {"value": float(seen.outputs[0])}
 
 
 class Vector(Head):
+    """Numbers that stand for a text (or pair)."""
+
     kind: Literal["vector"]
+    """Numbers that stand for a text (or pair)."""
 
     def answer(self, seen: Seen) -> Answer:
         return {"vector": seen.outputs[0].tolist()}
 
 
 class Similarity(Head):
-    """The model gives vectors of length 1."""
+    """How alike two texts are: the cosine of their vectors. The model gives vectors of length 1."""
 
     kind: Literal["similarity"]
+    """A vector of length 1 a text; how alike two texts are is the product of theirs."""
 
     def answer(self, seen: Seen) -> Answer:
         if len(seen.outputs) == 1:
@@ -128,13 +176,18 @@ class Similarity(Head):
 
 
 class Tagging(Head):
-    """`tags` by id; `transitions`, `start` and `end` are the scores that a CRF has learned (`spans.tags.Decoder`)."""
+    """Spans of a text and their types (`spans.tags.Decoder`); the model's numbers are the tags' probabilities."""
 
     kind: Literal["tagging"]
+    """A tag for each word; words carry theirs at their first token."""
     tags: Labels
+    """By id: O, or B-x at the first and I-x at further words of a span of type x."""
     transitions: list[list[float]] | None = None
+    """A CRF's scores `(tags, tags)` of a tag behind another."""
     start: list[float] | None = None
+    """A CRF's scores of the first tag."""
     end: list[float] | None = None
+    """A CRF's scores of the last tag."""
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -146,9 +199,10 @@ class Tagging(Head):
 
 
 class MaskedLanguage(Head):
-    """For each token the ids of the best guesses, then their probabilities."""
+    """What stands at a [MASK]."""
 
     kind: Literal["mlm"]
+    """For each token the ids of the best guesses, then their probabilities; zeros but at [MASK]."""
 
     def answer(self, seen: Seen) -> Answer:
         count = self.shape[0] // 2
@@ -164,7 +218,6 @@ class MaskedLanguage(Head):
         }
 
 
-KINDS = ("classification", "multilabel", "regression", "vector", "similarity", "tagging", "mlm")
 AnyHead = Annotated[
     Annotated[Classification, Tag("classification")]
     | Annotated[Multilabel, Tag("multilabel")]

@@ -90,15 +90,13 @@ class Service:
 
     def _decode(self, heads: Sequence[str], texts: Sequence[Sequence[Underway]]) -> list[Result]:
         """What the heads say of the texts, from their outputs for the rows of each."""
-        return [
-            {
-                name: self.manifest.heads[name].answer(
-                    Seen([each.row for each in rows], [each.outputs[name] for each in rows], self._tokenizer.token)
-                )
-                for name in heads
-            }
-            for rows in texts
-        ]
+        token = self._tokenizer.token
+
+        def seen(name: str, rows: Sequence[Underway]) -> Seen:
+            outputs, depths = [each.outputs[name] for each in rows], [each.depths[name] for each in rows]
+            return Seen([each.row for each in rows], outputs, depths, token)
+
+        return [{name: self.manifest.heads[name].answer(seen(name, rows)) for name in heads} for rows in texts]
 
     async def warm_up(self) -> None:
         """Runs one row of full length through all stages; raises `EngineError` where the model does not answer as its

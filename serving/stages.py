@@ -16,11 +16,13 @@ from serving.rows import Row, pad
 
 @dataclass
 class Underway:
-    """A row, its states `(length, dim)` behind the stage that it has passed, and what heads have answered so far."""
+    """A row, its states `(length, dim)` behind the stage that it has passed, and what heads have answered so far, and
+    behind how many layers."""
 
     row: Row
     states: np.ndarray | None = None
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    depths: dict[str, int] = field(default_factory=dict)
 
 
 class Batch(NamedTuple):
@@ -83,8 +85,8 @@ class Journey:
                 np.full(len(batch.rows), True) if last else outputs[name].max(axis=1) >= stage.leave.get(name, np.inf)
             )
             for each, output, taken in zip(batch.rows, outputs[name], sure, strict=True):
-                if taken:
-                    each.outputs.setdefault(name, output)
+                if taken and name not in each.outputs:
+                    each.outputs[name], each.depths[name] = output, stage.depth
         going = [number for number, each in enumerate(batch.rows) if len(each.outputs) < len(self.asked)]
         for number in going:
             each = batch.rows[number]

@@ -133,6 +133,7 @@ class WordPiece:
         from tokenizers import Tokenizer as RustTokenizer
 
         self._rust = RustTokenizer.from_file(str(bundle.file("tokenizer/tokenizer.json")))
+        self._rust.no_truncation()  # which would hide what is cut
 
     def split(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]

@@ -13,9 +13,9 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from serving.bundle import Bundle, BundleError, load_bundle
+from serving.bundle import Bundle, BundleError, load_bundle, schema
 from serving.engines import OPENERS, EngineError, EngineName, open_engine
-from serving.heads import AnyHead, Seen
+from serving.heads import KINDS, AnyHead, Seen
 from serving.rows import Row, pad
 from serving.tokenizer import Tokenizer, truncate
 from spans.words import words
@@ -41,8 +41,12 @@ def write_bundle(folder: Path, *, heads: dict = HEADS, engines: dict | None = No
     settings = {"kind": "wordpiece", "lowercase": True, "max_length": 8, "truncation": "head"}
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
     manifest = {
-        "format": 3, "name": "tiny", "version": "1", "created": "2026-01-01T00:00:00Z", "run": "runs/tiny",
-        "data": "sample", "heads": heads,
+        "format": 4, "name": "tiny", "version": "1", "run": "tiny", "data": "sample", "heads": heads,
+        "tasks": {"tiny": {"license": "not stated", "link": None, "fingerprint": "0" * 64, "limit": None}},
+        "training": {
+            "weights": None, "epochs": 1, "batch_size": 8, "learning_rate": 1e-4, "seed": 1, "mixing": "proportional",
+            "weighting": "static",
+        },
         "tokenizer": settings | {"pad_id": 0, "cls_id": 2, "sep_id": 3, "mask_id": 4} | tokenizer,
         "engines": engines or {}, "gates": {},
         "metrics": {"dev": {"imdb": {"accuracy": 0.9}}}, "versions": {"tensorflow": "2.21.0"},
@@ -118,10 +122,10 @@ def test_a_manifest_that_is_no_manifest_is_not_a_bundle(tmp_path, content):
         load_bundle(tmp_path)
 
 
-@pytest.mark.parametrize("number, advice", [(4, "update the server"), (2, "export the run again")])
+@pytest.mark.parametrize("number, advice", [(5, "update the server"), (3, "export the run again")])
 def test_another_format_is_refused_before_its_fields_are_read(tmp_path, number, advice):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": number, "everything": "else"}))
-    with pytest.raises(BundleError, match=f"has format {number}; this server reads 3: {advice}"):
+    with pytest.raises(BundleError, match=f"has format {number}; this server reads 4: {advice}"):
         load_bundle(tmp_path)
 
 
@@ -166,14 +170,39 @@ def test_a_file_the_manifest_does_not_list_is_never_opened(tmp_path):
         Tokenizer(load_bundle(folder))
 
 
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_manifests_schema_is_written_down_and_describes_every_field():
+    assert json.loads((ROOT / "docs/manifest.schema.json").read_text()) == schema(), (
+        "python -m serving.bundle > docs/manifest.schema.json"
+    )
+    sections = {"Manifest": schema(), **schema()["$defs"]}
+    fields = {
+        f"{name}.{field}": said for name, section in sections.items() for field, said in section["properties"].items()
+    }
+    # pydantic leaves out what a section says of itself in the same words
+    assert [name for name, said in fields.items() if not ("description" in said or "$ref" in said)] == []
+    assert all("description" in section for section in sections.values())
+    assert {"Manifest.files", "Gate.drop", "Calibration.temperature", "Tagging.tags"} < set(fields)
+
+
+def test_in_the_schema_a_head_is_of_one_kind_alone():
+    sections = schema()["$defs"]
+    kinds = {name: said["properties"]["kind"] for name, said in sections.items() if "kind" in said["properties"]}
+    known = {kind["const"] for kind in kinds.values() if "const" in kind}
+    assert set(kinds.pop("Head")["not"]["enum"]) == known == set(KINDS)
+
+
 # --- the heads
 
 
-def answer(said: dict, *outputs: object, rows: list[Row] | None = None) -> dict:
-    """The answer of a head to what the model gives for rows."""
+def answer(said: dict, *outputs: object, rows: list[Row] | None = None, depth: int = 6) -> dict:
+    """The answer of a head to what the model gives for rows behind so many layers."""
     arrays = [np.array(output, np.float32) for output in outputs]
     rows = [Row(np.zeros(0, np.int32), False)] * len(arrays) if rows is None else rows
-    return TypeAdapter(AnyHead).validate_python(said).answer(Seen(rows, arrays, lambda token_id: f"t{token_id}"))
+    seen = Seen(rows, arrays, [depth] * len(arrays), lambda token_id: f"t{token_id}")
+    return TypeAdapter(AnyHead).validate_python(said).answer(seen)
 
 
 def test_heads_of_texts_say_labels_values_and_vectors():
@@ -185,6 +214,18 @@ def test_heads_of_texts_say_labels_values_and_vectors():
     assert answer(head("vector", [2]), [0.5, 2.0]) == {"vector": [0.5, 2.0]}
     assert answer(head("similarity", [2]), [0.5, 0.5]) == {"vector": [0.5, 0.5]}
     assert answer(head("similarity", [2]), [0.5, 0.5], [0.25, -1.0]) == {"similarity": -0.375}
+
+
+def test_a_calibrated_head_divides_log_odds_by_its_temperature():
+    found = {"temperature": 2.0, "ece_before": 0.1, "ece_after": 0.0, "texts": 9}
+    said = head("classification", [3], labels=["a", "b", "c"], calibration=found)
+    chosen = answer(said, [0.1, 0.9, 0.0])
+    assert chosen["label"] == "b"
+    assert chosen["probabilities"] == {"a": pytest.approx(0.25), "b": pytest.approx(0.75), "c": 0.0}
+    cold = answer(said | {"calibration": found | {"temperature": 0.05}}, [1e-30, 1e-29, 0.5])
+    assert cold["probabilities"] == {"a": 0.0, "b": 0.0, "c": 1.0}
+    early = answer(said | {"exits": {2: found | {"temperature": 1.0}}}, [0.1, 0.9, 0.0], depth=2)
+    assert early["probabilities"]["b"] == pytest.approx(0.9)
 
 
 def test_a_tagging_head_names_the_spans_of_the_words_that_were_read():

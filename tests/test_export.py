@@ -6,17 +6,21 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+from tokenizers import Tokenizer as RustTokenizer
 
 from bert_mtl.config import ExportConfig, TrainConfig
 from bert_mtl.encoder import BertEncoder, EncoderConfig
-from bert_mtl.export import export, write_bundle
+from bert_mtl.export import export, write_bundle, write_tokenizer
 from bert_mtl.gates import rows_of
 from bert_mtl.kinds import DataError
+from bert_mtl.model_card import model_card
 from bert_mtl.multitask import make_model
 from bert_mtl.predict import Predictor
 from bert_mtl.runs import Facts, Run, RunError, load_model, open_run, save_variables, start_run, weights_of
@@ -70,9 +74,16 @@ def make_run(folder: Path, tasks: list[str], tokenizer: Tokenizer, **model: str)
     dice = np.random.default_rng(7)
     for variable in weights_of(made).values():  # with BERT's initial weights all texts would get the same answers
         variable.assign(variable + dice.normal(scale=(0.1, 0.8)[variable.ndim > 1], size=variable.shape))
-    run = start_run(folder, config, tokenizer, Facts(sizes, [task for task in tasks if task in PAIRS], {}, {}))
+    run = start_run(
+        folder,
+        config,
+        tokenizer,
+        Facts(sizes, [task for task in tasks if task in PAIRS], {task: f"{task} data" for task in tasks}, {}),
+    )
     save_variables(run.weights, weights_of(made))
     (folder / "metrics.json").write_text(json.dumps({"dev": {"stars": {"mse": 1.0}}, "test": {}}))
+    if "stars" in tasks:
+        run.tuned.write_text(json.dumps({"stars_tones": {"thresholds": [0.25, 0.5, 0.875]}}))
     return open_run(folder)
 
 
@@ -253,12 +264,15 @@ def trained_on(folder: Path, tokenizer: Tokenizer, heads: dict[str, str], *optio
     tasks = []
     for task, head in heads.items():
         labels, words = {"mood": (["a", "z"], ["good", "not"]), "stars": ([1.0, 3.0], ["film", "plot"])}[task]
-        for part, count in {"train": 96, "dev": 24, "test": 8}.items():
+        for part, count in {"train": 96, "dev": {"mood": 120, "stars": 24}[task], "test": 8}.items():
             kinds = dice.integers(0, 2, count)
             lines = [
                 {"text": " ".join([words[kind], *dice.choice(["the", "was"], kind + 1)]), "label": labels[kind]}
                 for kind in kinds
             ]
+            if (task, part) == ("mood", "dev"):  # a few mistakes, without which there is no temperature
+                for line in lines[::6]:
+                    line["label"] = {"a": "z", "z": "a"}[line["label"]]
             (folder / f"{task}.{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
         source = f"{{format: jsonl, path: '{folder}/{task}.{{part}}.jsonl', columns: {{text: text, {task}: label}}}}"
         tasks.append(f"+tasks.{task}={{heads: {{{task}: {head}}}, sources: {{sample: {source}}}}}")
@@ -377,6 +391,38 @@ def test_exits_need_dev(staged, tmp_path):
         write_bundle(staged, settings(staged, tmp_path / "bundle", "formats=[litert]", "max_drop=null"))
 
 
+# --- calibration
+
+
+@pytest.fixture(scope="module")
+def calibrated_bundle(trained, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "calibrated"
+    write_bundle(trained, settings(trained, folder))
+    return folder
+
+
+def test_the_server_answers_probabilities_of_the_temperature_that_dev_asks_for(calibrated_bundle):
+    loaded = load_bundle(calibrated_bundle)
+    found = loaded.manifest.heads["mood"].calibration
+    # all 120 are answered like 0.53 to 0.47, and 100 of them rightly
+    assert found.texts == 120 and 0.05 < found.temperature < 0.2
+    assert found.ece_before == pytest.approx(100 / 120 - 0.53, abs=0.03) and found.ece_after < found.ece_before / 2
+    assert loaded.manifest.gates["savedmodel"]["mood"].metrics["export"]["loss"] > 0.6  # of the model's own numbers
+    texts = ["good the", "not the was"]
+    raw = tf.saved_model.load(str(calibrated_bundle / "saved_model")).signatures["task_mood"](tf.constant(texts))
+    odds = raw["mood"].numpy().astype(float) ** (1 / found.temperature)
+    answers = [answer["mood"] for answer in server(calibrated_bundle)(*[texts])]
+    expected = odds / odds.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose([list(answer["probabilities"].values()) for answer in answers], expected, atol=1e-5)
+    assert [answer["label"] for answer in answers] == ["a", "z"] and expected.max(axis=1).min() > 0.7
+
+
+def test_without_a_comparison_there_is_no_temperature_and_thresholds_stay_the_runs(bundle):
+    heads = load_bundle(bundle).manifest.heads
+    assert heads["names_mood"].calibration is None and heads["follows"].calibration is None
+    assert heads["stars_tones"].thresholds == [0.25, 0.5, 0.875]
+
+
 # --- the graphs
 
 
@@ -462,6 +508,66 @@ def test_the_saved_model_answers_in_a_process_that_never_imported_this_project(b
     np.testing.assert_allclose(json.loads(answer.splitlines()[-1]), expected, atol=1e-5)
 
 
+def test_tensorflow_serving_finds_a_request_to_every_signature(bundle, graphs):
+    file = bundle / "saved_model" / "assets.extra" / "tf_serving_warmup_requests"
+    asked = {}
+    for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+        request = PredictionLog.FromString(record).predict_log.request
+        assert request.model_spec.name == "toy"
+        inputs = {name: tf.constant(tf.make_ndarray(proto)) for name, proto in request.inputs.items()}
+        answers = graphs[request.model_spec.signature_name](**inputs)
+        asked[request.model_spec.signature_name] = {name: tuple(found.shape[:2]) for name, found in answers.items()}
+    assert set(asked) == set(graphs)
+    assert asked["ids"]["words"] == (2, 24) and asked["task_stars"]["stars_tones"] == (2, 3)
+
+
+# --- the tokenizer
+
+
+@pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])
+def test_the_rust_library_alone_gives_the_ids_of_the_graph(run, vocab_file, tmp_path, truncation):
+    whole = truncation == "head_tail"  # which it cannot say
+    graph = WordPieceTokenizer(vocab_file, max_length=200 if whole else 24, truncation="head" if whole else truncation)
+    write_tokenizer(replace(run, tokenizer=run.tokenizer if whole else graph), tmp_path)
+    rust = RustTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    lines = [text.translate(str.maketrans("\t\n\r", "   ")) for text in TEXTS]
+    expected = graph.encode(tf.constant(lines)).token_ids.to_list()
+    assert [rust.encode(text).ids for text in TEXTS] == expected
+    assert max(map(len, expected)) == (46 if whole else 24)
+    pairs = zip(TEXTS, TEXTS_B, strict=True)
+    expected = graph.encode(tf.constant(lines), tf.constant(TEXTS_B)).token_ids.to_list()
+    assert [rust.encode(*pair).ids for pair in pairs] == expected
+
+
+# --- the files
+
+
+def test_two_processes_export_the_same_files(tmp_path, tokenizer):
+    make_run(tmp_path / "run", ["follows"], tokenizer)
+    folders = [tmp_path / "one", tmp_path / "other"]
+    exports = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bert_mtl.export", f"run='{tmp_path / 'run'}'", f"bundle='{folder}'",
+             "max_drop=null"],
+            stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1],
+        )
+        for folder in folders
+    ]  # fmt: skip
+    assert [export.wait() for export in exports] == [0, 0]
+    one, other = (json.loads((folder / "manifest.json").read_text()) for folder in folders)
+    assert one["files"] == other["files"]
+    assert one == other
+    files = {path.relative_to(folders[0]).as_posix() for path in folders[0].rglob("*") if path.is_file()}
+    assert set(one["files"]) == files - {"manifest.json"}
+    assert {"README.md", "saved_model/fingerprint.pb", "tokenizer/tokenizer.json"} < files
+
+
+def test_the_card_tells_what_the_manifest_does(calibrated_bundle):
+    said = json.loads((calibrated_bundle / "manifest.json").read_text())
+    del said["files"]
+    assert (calibrated_bundle / "README.md").read_text() == model_card(said)
+
+
 # --- the manifest
 
 
@@ -477,6 +583,14 @@ def test_a_bundle_says_of_every_head_what_it_reads_and_gives(bundle, run):
         "follows": ("follows", "classification", "pair", [3]),
         "alike": ("alike", "similarity", "apart", [16]),
     }
+    assert set(json.loads((bundle / "manifest.json").read_text())) == set(type(manifest).model_fields)
+    assert manifest.tasks["words"].fingerprint == "words data"
+    assert (manifest.training.weights, manifest.training.epochs) == (None, 1)
+    assert manifest.engines["openvino"].stages[0].inputs == [
+        "token_ids",
+        "type_ids",
+        "segment_ids",
+    ]  # as left by each process
     assert manifest.heads["names_spans"].tags == ["O", "B-who", "I-who", "B-where", "I-where"]
     assert (manifest.version, manifest.data, manifest.metrics["dev"]) == (
         run.folder.name,

@@ -14,8 +14,9 @@ ORDER = (
     "vocabulary", "records", "encoding", "workers", "masking", "packing", "batches", "taught", "part_reader",
     "input_pipeline", "pooling", "adapters", "encoder", "flash_attention", "attention", "checkpoints", "weighting",
     "r_drop", "exits", "multitask", "served", "optimization", "cluster", "rendezvous", "devices", "chief", "answers",
-    "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking", "baselines", "mistakes", "report",
-    "frozen", "graph_passes", "quantisation", "formats", "leaving", "gates",
+    "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking", "baselines", "mistakes",
+    "calibration", "report", "frozen", "graph_passes", "quantisation", "formats", "leaving", "gates", "manifest",
+    "saved_models", "model_card",
 )  # fmt: skip
 ENTRIES = ("train", "evaluate", "predict", "embed", "export")
 DATA_PREP_MAY = {

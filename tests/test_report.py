@@ -12,7 +12,6 @@ from bert_mtl.kinds import head_settings, make_head
 from bert_mtl.report import (
     area_under_roc,
     by_length,
-    calibration_error,
     confusion,
     error_line,
     head_report,
@@ -30,12 +29,6 @@ def printed(show, *arguments, width=100):
     console = Console(width=width, record=True, file=io.StringIO())
     show(*arguments, console)
     return console.export_text()
-
-
-def test_calibration_error_is_the_mean_gap_of_confidence_and_accuracy_by_bin():
-    # bins hold one example each: 0.9 right, 0.8 right, 0.6 wrong, 0.7 wrong
-    assert calibration_error(PROBS, LABELS) == pytest.approx((0.1 + 0.2 + 0.6 + 0.7) / 4)
-    assert calibration_error(np.array([[1.0, 0.0]] * 4), np.zeros(4, int)) == 0.0
 
 
 def test_area_under_roc_counts_ordered_pairs_and_is_absent_where_a_label_is():
