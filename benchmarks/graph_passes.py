@@ -3,11 +3,10 @@
     python -m benchmarks.graph_passes run=<run folder> [result=graph_passes]
 
 The passes run one after another; quantised graphs are made of the last one's, OpenVINO's models, which stand beside it,
-of the run as a bundle's are. Every graph answers twice: with
-TensorFlow's own optimisers off (neither Grappler nor its folding of constants as a session starts), which shows what
-the passes are worth, and as it comes, which shows what TensorFlow does of it anyway. A short text is one row, a batch 8
-rows of 128 tokens, of the built-in sample. Graphs take turns; medians count. The result is
-benchmarks/results/graph_passes.json. Needs the extra export.
+of the run as a bundle's are. Every graph answers twice: with TensorFlow's own optimisers off (neither Grappler nor its
+folding of constants as a session starts), which shows what the passes are worth, and as it comes, which shows what
+TensorFlow does of it anyway. A short text is one row, a batch 8 rows of 128 tokens, of the built-in sample. Graphs take
+turns; medians count. The result is benchmarks/results/graph_passes.json. Needs the extra export.
 """
 
 import json
