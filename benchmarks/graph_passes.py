@@ -2,14 +2,15 @@
 
     python -m benchmarks.graph_passes run=<run folder> [result=graph_passes]
 
-The passes run one after another; what follows them starts from the last one's graph. Every graph answers twice: with
-TensorFlow's own optimisers off (neither Grappler nor its folding of constants as a session starts), which shows what
-the passes are worth, and as it comes, which shows what TensorFlow does of it anyway. A short text is one row, a batch 8
-rows of 128 tokens, of the built-in sample. Graphs take turns; medians count. The result is
-benchmarks/results/graph_passes.json. Needs the extra export.
+The passes run one after another; quantised graphs are made of the last one's, OpenVINO's models, which stand beside it,
+of the run as a bundle's are. Every graph answers twice: with TensorFlow's own optimisers off (neither Grappler nor its
+folding of constants as a session starts), which shows what the passes are worth, and as it comes, which shows what
+TensorFlow does of it anyway. A short text is one row, a batch 8 rows of 128 tokens, of the built-in sample. Graphs take
+turns; medians count. The result is benchmarks/results/graph_passes.json. Needs the extra export.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -35,7 +36,7 @@ from bert_mtl.served import Served
 SHORT = "A slow start, but I loved the ending!"
 SAMPLE = Path(__file__).parents[1] / "data_prep" / "sample" / "imdb" / "test.jsonl"
 ROWS, LENGTH, CALIBRATION = 8, 128, 50
-ROUNDS, CALLS = 24, {"short": 10, "batch": 1}
+ROUNDS, CALLS = 12, {"short": 10, "batch": 1}
 OWN = {"run": "", "result": "graph_passes"}
 Answer = Callable[[Arrays], list[np.ndarray]]
 
@@ -74,7 +75,8 @@ def main() -> None:
         }
         for name, stage in found.items()
     }
-    save(own["result"], {"rows": rows, "batch": [ROWS, LENGTH]}, "tensorflow", "openvino", "nncf")
+    load = round(os.getloadavg()[1], 1)  # that of the last five minutes: this program takes 1 to 2 of it
+    save(own["result"], {"rows": rows, "batch": [ROWS, LENGTH], "load": load}, "tensorflow", "openvino", "nncf")
     Console().print(table(rows))
 
 
