@@ -68,7 +68,7 @@ def write_bundle(run: Run, config: ExportConfig) -> dict[str, dict[str, dict]]:
         }
         name = config.name or "-".join(run.config.tasks)
         if "savedmodel" in engines:
-            finish_saved_model(served, partial / engines["savedmodel"]["path"], name)
+            finish_saved_model(served, partial / engines["savedmodel"]["stages"][0]["path"], name)
         write_tokenizer(run, partial / "tokenizer")
         said = manifest(run, served.ids, name, engines)
         if config.max_drop is not None:

@@ -41,7 +41,7 @@ def write_format(
     found = []
     for stage in stages:
         path = f"{name}/{'model' if len(stages) == 1 else f'to_layer_{stage.depth}'}{suffix}"
-        frozen = optimised(freeze(stage.function))
+        frozen = freeze(stage.function)
         try:
             write(frozen, folder / path, taken, texts)
         except ImportError as error:
@@ -69,7 +69,9 @@ def _saved_model(served: Served, folder: Path, depth: int) -> dict:
 
 
 def _graphdef(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arrays]) -> None:
-    """Weights of 16 and of 8 bits are computed with in float32."""
+    """After all graph passes; weights of 16 and of 8 bits are computed with in float32. (Converters read the graph as
+    it was: they look for patterns, which the passes change.)"""
+    frozen = optimised(frozen)
     if precision in ("fp16", "int8"):
         frozen = quantised(frozen, precision)
     path.write_bytes(frozen.graph.SerializeToString(deterministic=True))
