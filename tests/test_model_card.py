@@ -66,10 +66,15 @@ def test_costs_and_temperatures_are_tables_or_said_to_be_missing():
     card = model_card(MANIFEST)
     assert "Not compared with the run when this was exported. Formats: savedmodel (fp32), openvino (int8)." in card
     assert "no temperature was fitted" in card
-    gates = {"openvino": {"mood": {"drop": 0.125, "agreement": 0.9375, "difference": 0.25, "metrics": {}}}}
-    heads = {"mood": MANIFEST["heads"]["mood"] | {"calibration": CALIBRATION}}
-    card = model_card(changed(gates=gates, heads=heads))
-    assert "| openvino | int8 | `mood` | 0.12 | 93.75% | 0.2500 |" in card
+    found = {"drop": 0.125, "agreement": 0.9375, "difference": 0.25, "metrics": {}, "leave": {2: 0.75, 6: 0.25}}
+    gates = {"openvino": {"mood": found}, "litert": {"mood": found | {"leave": {}}}}
+    early = CALIBRATION | {"temperature": 2.0}
+    heads = {"mood": MANIFEST["heads"]["mood"] | {"calibration": CALIBRATION, "exits": {2: early}}}
+    engines = {name: {"precision": "int8"} for name in gates}
+    card = model_card(changed(gates=gates, heads=heads, engines=engines))
+    assert "| openvino | int8 | `mood` | 0.12 | 93.75% | 0.2500 | layer 2: 75.0%, layer 6: 25.0% |" in card
+    assert "| litert | int8 | `mood` | 0.12 | 93.75% | 0.2500 | – |" in card
+    assert "| `mood` after layer 2 | 2.000 | 0.1250 | 0.0625 | 24 |" in card
     assert "| `mood` | 1.500 | 0.1250 | 0.0625 | 24 |" in card
 
 
