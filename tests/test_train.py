@@ -80,7 +80,13 @@ train(entry.compose("train", sys.argv[1:], TrainConfig))
 
 
 def test_two_replicas_follow_the_losses_of_one_device_in_every_head(multi_options, tmp_path):
-    exact = ["model.dropout=0.0", "optimizer.clip_norm=0.1", "optimizer.accumulate=2", "train.epochs=2"]
+    exact = [
+        "model.size.num_layers=1",
+        "model.dropout=0.0",
+        "optimizer.clip_norm=0.1",
+        "optimizer.accumulate=2",
+        "train.epochs=2",
+    ]
     options = [*two_tasks(multi_options), *exact, "input.row_length=40", "train.test=false"]
     mirrored = ["strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]", f"run.dir={tmp_path / 'two'}"]
     subprocess.run([sys.executable, "-c", MIRRORED, *options, *mirrored], check=True, capture_output=True)
