@@ -4,7 +4,6 @@ import contextlib
 import copy
 import fcntl
 import functools
-import gc
 import json
 import logging
 import os
@@ -31,12 +30,6 @@ with contextlib.suppress(ImportError):  # the server's tests run without TensorF
 WORDS = (
     "a an the film movie plot was is not good bad great dull fine what but and of it ok no yes one two three".split()
 )
-
-
-def pytest_collection_finish() -> None:
-    """What TensorFlow and the tests themselves are made of stays: garbage is sought in what comes after alone."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")

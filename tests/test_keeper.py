@@ -23,15 +23,12 @@ from conf import entry
 from data_prep.build import build
 
 KEPT = ["train.epochs=4", "mixing=dev_score", "weighting=dwa", "optimizer.ema=0.9", "optimizer.accumulate=2"]
-SMALL = ["model.size.num_layers=1"]
 
 
 @pytest.fixture(scope="module")
 def two_tasks(multi_options) -> list[str]:
     """Overrides for the toy task and a tagging task, everything that a state must hold in use."""
-    return (
-        [option for option in multi_options if not option.startswith(("+tasks.alike", "+tasks.words"))] + KEPT + SMALL
-    )
+    return [option for option in multi_options if not option.startswith(("+tasks.alike", "+tasks.words"))] + KEPT
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +192,7 @@ def test_a_loss_that_is_not_finite_names_head_and_batch_and_keeps_the_last_state
         "+tasks.place={heads: {place: {kind: vector, dim: 2, loss: mse}}, "
         f"sources: {{sample: {{format: jsonl, path: '{tmp_path}/{{part}}.jsonl'}}}}}}"
     )
-    options = [*toy_options, *SMALL, task, f"run.dir={tmp_path / 'run'}", "train.save_every=1"]
+    options = [*toy_options, task, f"run.dir={tmp_path / 'run'}", "train.save_every=1"]
     said = (
         r"the loss of place must stay finite; got inf at step .* Lower optimizer.learning_rate \(0.01\). The last good"
     )
@@ -236,7 +233,7 @@ def test_gradients_that_are_not_finite_stop_the_run_at_their_step_with_their_bat
 def test_weights_that_an_update_broke_are_never_kept(toy_options, tmp_path, rate, said):
     options = [f"optimizer.learning_rate={rate}", "optimizer.head_learning_rate=null", "optimizer.warmup_fraction=0"]
     options = [option for option in toy_options if not option.startswith(("optimizer", "train"))] + options
-    options += [*SMALL, "train.epochs=1", "train.batch_size=200", f"run.dir={tmp_path / 'run'}"]
+    options += ["train.epochs=1", "train.batch_size=200", f"run.dir={tmp_path / 'run'}"]
     with pytest.raises(RunError, match=said):
         train(entry.compose("train", options, TrainConfig))
     assert not list((tmp_path / "run").glob("*.safetensors"))
