@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import fcntl
 import functools
 import json
 import logging
@@ -32,14 +33,32 @@ WORDS = (
 
 
 @pytest.fixture(scope="session")
-def vocab_file(tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`shared(name, fill)`: the folder that `fill` fills, once for all processes of this run of the tests."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        whole = root / f"{name}.whole"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():
+                (root / name).mkdir()
+                fill(root / name)
+                whole.touch()
+        return root / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vocab_file(shared) -> Path:
     """A `vocab.txt` of special tokens, a few words, and single characters, so that every English text has ids."""
     characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     pieces = [f"##{character}" for character in characters if character.isalnum()]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *pieces, *(w for w in WORDS if len(w) > 1)]
-    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    path.write_text("\n".join(tokens) + "\n")
-    return path
+    folder = shared("vocabulary", lambda folder: (folder / "vocab.txt").write_text("\n".join(tokens) + "\n"))
+    return folder / "vocab.txt"
 
 
 @pytest.fixture
@@ -84,8 +103,8 @@ def log_untouched() -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def write_toy_task(folder: Path) -> list[str]:
-    """An easy task in `folder` (the word good or bad decides) and the overrides that name it."""
+def write_toy_task(folder: Path) -> None:
+    """An easy task: the word good or bad decides."""
     fill = random.Random(3)
     for part, count in (("train", 96), ("dev", 32), ("test", 32)):
         rows = []
@@ -95,15 +114,15 @@ def write_toy_task(folder: Path) -> list[str]:
             words.insert(fill.randrange(len(words)), {"neg": "bad", "pos": "good"}[label])
             rows.append(json.dumps({"text": " ".join(words), "label": label}))
         (folder / f"{part}.jsonl").write_text("\n".join(rows) + "\n")
-    return ["tasks.imdb.sources.sample.format=jsonl", f"tasks.imdb.sources.sample.path='{folder}/{{part}}.jsonl'"]
 
 
 @pytest.fixture(scope="session")
-def toy_options(tmp_path_factory, vocab_file) -> list[str]:
+def toy_options(shared, vocab_file) -> list[str]:
     """Overrides of `bert_mtl.train` for a tiny model on the toy task."""
-    folder = tmp_path_factory.mktemp("toy")
+    folder = shared("toy", write_toy_task)
     return [
-        *write_toy_task(folder),
+        "tasks.imdb.sources.sample.format=jsonl",
+        f"tasks.imdb.sources.sample.path='{folder}/{{part}}.jsonl'",
         "tasks.imdb.sources.sample.columns={text: text, imdb: label}",
         "model=tiny",
         f"tokenizer.vocab={vocab_file}",
@@ -117,19 +136,21 @@ def toy_options(tmp_path_factory, vocab_file) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def toy_run(toy_options, tmp_path_factory) -> Path:
+def toy_run(shared, toy_options) -> Path:
     """The folder of a finished run on the toy task."""
+    return shared("run", lambda folder: _train(folder, toy_options))
+
+
+def _train(folder: Path, options: list[str]) -> None:
     from bert_mtl.config import TrainConfig
     from bert_mtl.train import train
 
-    folder = tmp_path_factory.mktemp("run")
-    train(entry.compose("train", [*toy_options, f"run.dir={folder}"], TrainConfig))
-    return folder
+    train(entry.compose("train", [*options, f"run.dir={folder}"], TrainConfig))
 
 
-def write_multi_tasks(folder: Path) -> list[str]:
-    """Three tasks in `folder`, and the overrides that add them: `numbers` (tagging, head `spans`: "one two", "three"),
-    `alike` (regression on pairs: 5 where both texts are good or both bad, else 0) and `words` (masked words)."""
+def write_multi_tasks(folder: Path) -> None:
+    """Three tasks: `numbers` (tagging, head `spans`: "one two", "three"), `alike` (regression on pairs: 5 where both
+    texts are good or both bad, else 0) and `words` (masked words)."""
     fill = random.Random(5)
     for part, count in (("train", 48), ("dev", 16), ("test", 16)):
         rows: dict[str, list[dict]] = {"numbers": [], "alike": [], "words": []}
@@ -145,13 +166,19 @@ def write_multi_tasks(folder: Path) -> list[str]:
         for task, examples in rows.items():
             lines = (json.dumps(example) + "\n" for example in examples)
             (folder / f"{task}.{part}.jsonl").write_text("".join(lines))
+
+
+@pytest.fixture(scope="session")
+def multi_options(shared, toy_options) -> list[str]:
+    """Overrides of `bert_mtl.train` for a tiny model on the toy task and those of `write_multi_tasks`."""
+    folder = shared("multi", write_multi_tasks)
     heads = {
         "numbers": "{spans: {kind: tagging, labels: [number]}}",
         "alike": "{alike: {kind: regression, minimum: 0, maximum: 5}}",
         "words": "{words: {kind: mlm, weight: 4}}",
     }
     columns = {"alike": ", columns: {text_b: text_b}"}
-    return [
+    return toy_options + [
         f"+tasks.{task}={{heads: {head}, "
         f"sources: {{sample: {{format: jsonl, path: '{folder}/{task}.{{part}}.jsonl'{columns.get(task, '')}}}}}}}"
         for task, head in heads.items()
@@ -159,21 +186,7 @@ def write_multi_tasks(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def multi_options(toy_options, tmp_path_factory) -> list[str]:
-    """Overrides of `bert_mtl.train` for a tiny model on the toy task and those of `write_multi_tasks`."""
-    return [*toy_options, *write_multi_tasks(tmp_path_factory.mktemp("multi"))]
-
-
-@pytest.fixture(scope="session")
-def multi_run(multi_options, tmp_path_factory) -> Path:
+def multi_run(shared, multi_options) -> Path:
     """The folder of a finished run on four tasks, of single texts, words, pairs and masked words."""
-    from bert_mtl.config import TrainConfig
-    from bert_mtl.train import train
-
-    folder = tmp_path_factory.mktemp("multi_run")
-    train(
-        entry.compose(
-            "train", [*multi_options, "train.epochs=12", "train.select=last", f"run.dir={folder}"], TrainConfig
-        )
-    )
-    return folder
+    options = [*multi_options, "train.epochs=12", "train.select=last"]
+    return shared("multi_run", lambda folder: _train(folder, options))

@@ -67,25 +67,41 @@ def test_every_option_at_once_learns_the_task(toy_options, tmp_path):
     assert result["best_epoch"] == 10
 
 
+EXACT = [
+    *("model.size.num_layers=1", "model.dropout=0.0", "optimizer.clip_norm=0.1", "optimizer.accumulate=2"),
+    *("train.epochs=2", "train.test=false", "input.row_length=40"),
+]
 MIRRORED = """
-import sys
+import json, sys
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from bert_mtl.config import TrainConfig
 from bert_mtl.train import train
 from conf import entry
-train(entry.compose("train", sys.argv[1:], TrainConfig))
+from conf.errors import ConfigError
+for options in json.loads(sys.argv[1]):
+    try:
+        train(entry.compose("train", options, TrainConfig))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
 """
 
 
-def test_two_replicas_follow_the_losses_of_one_device_in_every_head(multi_options, tmp_path):
-    exact = ["model.dropout=0.0", "optimizer.clip_norm=0.1", "optimizer.accumulate=2", "train.epochs=2"]
-    options = [*two_tasks(multi_options), *exact, "input.row_length=40", "train.test=false"]
-    mirrored = ["strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]", f"run.dir={tmp_path / 'two'}"]
-    subprocess.run([sys.executable, "-c", MIRRORED, *options, *mirrored], check=True, capture_output=True)
-    run_training(options, tmp_path / "one")
-    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+@pytest.fixture(scope="module")
+def mirrored(toy_options, multi_options, tmp_path_factory):
+    """A folder with what two CPUs that share a step leave of the runs `xla` and `two`, and the errors they print."""
+    folder = tmp_path_factory.mktemp("mirrored")
+    own = {"xla": [*toy_options, "strategy.xla=true"], "two": [*two_tasks(multi_options), *EXACT]}
+    strategy = ["strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]"]
+    runs = [[*options, *strategy, f"run.dir={folder / name}"] for name, options in own.items()]
+    command = [sys.executable, "-c", MIRRORED, json.dumps(runs)]
+    return folder, subprocess.run(command, check=True, capture_output=True, text=True).stderr
+
+
+def test_two_replicas_follow_the_losses_of_one_device_in_every_head(mirrored, multi_options, tmp_path):
+    run_training([*two_tasks(multi_options), *EXACT], tmp_path / "one")
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "one", mirrored[0] / "two"))
     for ours, theirs in zip(two["epochs"], one["epochs"], strict=True):
         assert ours["examples"] == theirs["examples"]
         for name in ("loss", "imdb_loss", "numbers_spans_loss"):
@@ -96,12 +112,10 @@ def test_two_replicas_follow_the_losses_of_one_device_in_every_head(multi_option
 # What is refused.
 
 
-def test_xla_is_refused_where_several_cpus_share_a_step(toy_options, tmp_path):
-    options = [*toy_options, "strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]", "strategy.xla=true"]
-    command = [sys.executable, "-c", MIRRORED, *options, f"run.dir={tmp_path / 'two'}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert "strategy.xla must be false or auto where several CPUs share a step" in done.stderr
-    assert not (tmp_path / "two").exists()
+def test_xla_is_refused_where_several_cpus_share_a_step(mirrored):
+    folder, errors = mirrored
+    assert "strategy.xla must be false or auto where several CPUs share a step" in errors
+    assert not (folder / "xla").exists()
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(toy_run, toy_options):
