@@ -13,6 +13,7 @@ import tensorflow as tf
 from bert_mtl.config import REFUSED, Format, Precision
 from bert_mtl.frozen import Frozen, freeze
 from bert_mtl.graph_passes import optimised
+from bert_mtl.onnx_names import settle
 from bert_mtl.quantisation import quantised
 from bert_mtl.runs import RunError
 from bert_mtl.served import ID_INPUTS, Served, Stage
@@ -121,20 +122,11 @@ def _onnx(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arra
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     ports = [[f"{name}:0" for name in names] for names in (frozen.inputs, frozen.outputs)]
     model, _ = tf2onnx.convert.from_graph_def(frozen.graph, input_names=ports[0], output_names=ports[1], opset=18)
-    _unnumbered(model.graph, {*ports[0], *ports[1]})
+    settle(model.graph)
     if precision == "fp32":
         onnx.save(model, path)
     else:
         quantize_dynamic(model, path, weight_type=QuantType.QInt8, per_channel=True)
-
-
-def _unnumbered(graph: Any, tensors: set[str]) -> None:
-    """Calls the tensors by their nodes: `imdb`, not `imdb:0`."""
-    for value in (*graph.input, *graph.output):
-        value.name = value.name.removesuffix(":0")
-    for node in graph.node:
-        for names in (node.input, node.output):
-            names[:] = [name.removesuffix(":0") if name in tensors else name for name in names]
 
 
 def _litert(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arrays]) -> None:

@@ -15,8 +15,8 @@ ORDER = (
     "input_pipeline", "pooling", "adapters", "encoder", "flash_attention", "attention", "checkpoints", "weighting",
     "r_drop", "exits", "multitask", "served", "optimization", "cluster", "rendezvous", "devices", "chief", "answers",
     "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking", "baselines", "mistakes",
-    "calibration", "report", "frozen", "graph_passes", "quantisation", "formats", "leaving", "gates", "manifest",
-    "saved_models", "model_card",
+    "calibration", "report", "frozen", "graph_passes", "quantisation", "onnx_names", "formats", "leaving", "gates",
+    "manifest", "saved_models", "model_card",
 )  # fmt: skip
 ENTRIES = ("train", "evaluate", "predict", "embed", "export")
 DATA_PREP_MAY = {
