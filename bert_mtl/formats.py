@@ -34,6 +34,7 @@ def write_format(
     Raises:
         RunError: the converter is not installed or does not know an operation.
     """
+    _be_quiet()
     taken: Precision = "fp32" if (name, precision) in REFUSED else precision
     if name == "savedmodel":
         return {"precision": taken, "stages": [_saved_model(served, folder, stages[-1].depth)]}
@@ -49,12 +50,21 @@ def write_format(
             raise RunError(
                 f'format {name} needs the extra export (pip install "bert_mtl[export]"): {error}.'
             ) from error
+        except OSError:
+            raise
         except Exception as error:  # of several types, by the converter and the operation
             raise RunError(f"format {name} cannot hold the model: {error}") from error
         found.append({"path": path, "inputs": frozen.inputs, "depth": stage.depth})
         if stage is not stages[-1]:
             texts = [_behind(stage, arrays) for arrays in texts]
     return {"precision": taken, "stages": found}
+
+
+def _be_quiet() -> None:
+    """Converters warn of what they do themselves: calls that will go, inputs that they rename."""
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    for logger in ("tensorflow", "tf2onnx", "nncf"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
 
 
 def _behind(stage: Stage, arrays: Arrays) -> Arrays:
@@ -64,7 +74,6 @@ def _behind(stage: Stage, arrays: Arrays) -> Arrays:
 
 
 def _saved_model(served: Served, folder: Path, depth: int) -> dict:
-    absl.logging.set_verbosity(absl.logging.ERROR)  # else every renamed input of the graphs is a warning
     tf.saved_model.save(served, str(folder / "saved_model"), signatures=served.signatures())
     return {"path": "saved_model", "inputs": list(ID_INPUTS), "depth": depth}
 
@@ -108,7 +117,6 @@ def _calibrated(model: Any, texts: Sequence[Arrays]) -> Any:
     """8-bit weights and activations (NNCF: ranges from the texts, SmoothQuant, biases corrected)."""
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
     data = nncf.Dataset(list(texts))
     return nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=max(len(texts), 1))
 
@@ -119,7 +127,6 @@ def _onnx(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arra
     import tf2onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     ports = [[f"{name}:0" for name in names] for names in (frozen.inputs, frozen.outputs)]
     model, _ = tf2onnx.convert.from_graph_def(frozen.graph, input_names=ports[0], output_names=ports[1], opset=18)
     settle(model.graph)
