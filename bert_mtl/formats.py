@@ -2,7 +2,8 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,10 @@ def write_format(
     Raises:
         RunError: the converter is not installed or does not know an operation.
     """
-    _be_quiet()
     taken: Precision = "fp32" if (name, precision) in REFUSED else precision
     if name == "savedmodel":
-        return {"precision": taken, "stages": [_saved_model(served, folder, stages[-1].depth)]}
+        with _quietly():
+            return {"precision": taken, "stages": [_saved_model(served, folder, stages[-1].depth)]}
     suffix, write = WRITERS[name]
     (folder / name).mkdir()
     found = []
@@ -45,7 +46,8 @@ def write_format(
         path = f"{name}/{'model' if len(stages) == 1 else f'to_layer_{stage.depth}'}{suffix}"
         frozen = freeze(stage.function)
         try:
-            write(frozen, folder / path, taken, texts)
+            with _quietly():
+                write(frozen, folder / path, taken, texts)
         except ImportError as error:
             raise RunError(
                 f'format {name} needs the extra export (pip install "bert_mtl[export]"): {error}.'
@@ -60,11 +62,15 @@ def write_format(
     return {"precision": taken, "stages": found}
 
 
-def _be_quiet() -> None:
+@contextmanager
+def _quietly() -> Iterator[None]:
     """Converters warn of what they do themselves: calls that will go, inputs that they rename."""
     absl.logging.set_verbosity(absl.logging.ERROR)
-    for logger in ("tensorflow", "tf2onnx", "nncf"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _behind(stage: Stage, arrays: Arrays) -> Arrays:
