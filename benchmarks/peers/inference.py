@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from onnxruntime.quantization import quantize_dynamic
@@ -97,7 +98,7 @@ def onnx_files(model: Classifier, num_heads: int, hidden_dim: int, folder: Path)
         model, (ids, 0 * ids, ids), plain, input_names=names, output_names=["imdb"], dynamic_axes=axes, dynamo=False,
     )  # fmt: skip
     optimize_model(str(plain), "bert", num_heads, hidden_dim).save_model_to_file(str(fused))
-    quantize_dynamic(fused, small)
+    quantize_dynamic(fused, small, extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})  # of fused operations
     return fused, small
 
 
