@@ -7,7 +7,7 @@ Defaults and explanations live in the YAML files; types and bounds live here, im
 import importlib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from omegaconf import OmegaConf
 from pydantic import AfterValidator, Field, NonNegativeFloat, PlainValidator, PositiveFloat, PositiveInt, SerializeAsAny
@@ -314,9 +314,9 @@ class ExportConfig(Schema):
     name: Filled | None
     formats: Annotated[list[Format], Field(min_length=1)]
     precision: Precision
-    exits: bool
     max_drop: NonNegativeFloat | None
-    calibration: PositiveInt
+    exit_drop: NonNegativeFloat | None
+    int8_texts: PositiveInt
 
     def problems(self) -> list[Problem]:
         found = []
@@ -325,7 +325,10 @@ class ExportConfig(Schema):
         reasons = [reason for name in self.formats if (reason := REFUSED.get((name, self.precision)))]
         if len(reasons) == len(self.formats):
             rule = f"be one that a format takes ({'; '.join(reasons)})"
-            found.append(Problem("precision", rule, self.precision, ["fp32"]))
+            options = [
+                each for each in get_args(Precision) if any((name, each) not in REFUSED for name in self.formats)
+            ]
+            found.append(Problem("precision", rule, self.precision, options))
         return found
 
 

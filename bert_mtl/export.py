@@ -7,6 +7,7 @@ very engine of the server before the bundle appears.
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,11 +16,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from bert_mtl.answers import Answered
-from bert_mtl.calibration import calibrated
-from bert_mtl.config import ExportConfig
+from bert_mtl.config import REFUSED, ExportConfig, Precision
 from bert_mtl.formats import Arrays, write_format
-from bert_mtl.gates import Exported, answers_of, check, compared, leaving, rows_of
+from bert_mtl.gates import Exported, answers_of, check, judged, rows_of
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.manifest import manifest
 from bert_mtl.model_card import model_card
@@ -38,8 +37,8 @@ from serving.engines import open_engine
 BATCH = 32  # texts that are compared at once
 
 
-def write_bundle(run: Run, config: ExportConfig) -> dict[str, dict[str, dict]]:
-    """Writes the bundle of `run`; it appears whole or not at all. Returns what `gates.compared` found, by format.
+def write_bundle(run: Run, config: ExportConfig) -> dict[str, Any]:
+    """Writes the bundle of `run`; it appears whole or not at all. Returns what its manifest says.
 
     Raises:
         RunError: the folder exists, the run has no weights or metrics yet, or a format loses too much on dev.
@@ -54,17 +53,21 @@ def write_bundle(run: Run, config: ExportConfig) -> dict[str, dict[str, dict]]:
             f"Continue it with python -m bert_mtl.train run.resume={run.folder}"
         )
     model = load_model(run, dtype="float32")
-    exits = config.exits and len(model.depths) > 1
-    check_export(model, exits, config.max_drop)
-    dev = dev_part(run) if config.max_drop is not None or config.precision == "int8" else {}
-    texts = calibration(dev, config.calibration) if config.precision == "int8" else []
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    exits = config.exit_drop is not None and len(model.depths) > 1 and set(config.formats) != {"savedmodel"}
+    check_export(model, exits, config)
+    int8 = "openvino" in config.formats and config.precision == "int8"
+    dev = dev_part(run) if config.max_drop is not None or int8 else {}
+    texts = calibration_texts(dev, config.int8_texts) if int8 else []
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         partial.mkdir(parents=True)
         served = Served(model, run.tokenizer, run.tasks, run.facts.pairs)
         stages = served.stages(exits)
         engines: dict[str, dict] = {
-            name: write_format(name, served, stages, partial, config.precision, texts) for name in config.formats
+            format: write_format(
+                format, served, stages, partial, config.precision, texts if format == "openvino" else []
+            )
+            for format in config.formats
         }
         name = config.name or "-".join(run.config.tasks)
         if "savedmodel" in engines:
@@ -73,29 +76,31 @@ def write_bundle(run: Run, config: ExportConfig) -> dict[str, dict[str, dict]]:
         said = manifest(run, served.ids, name, engines)
         if config.max_drop is not None:
             seal(partial, said)
-            reference = answers_of(model, dev, exits)
-            said["gates"] = gates(model, reference, partial, dev, engines, config.max_drop)
-            for head, found in calibrations(model, reference).items():
-                said["heads"][head] |= found
-        (partial / "README.md").write_text(model_card(said), encoding="utf-8")
+            said["gates"] = gates(model, partial, dev, engines, config)
         seal(partial, said)
+        (partial / "README.md").write_text(model_card(said), encoding="utf-8")
         os.replace(partial, folder)
     except (OSError, tf.errors.OpError) as error:
         raise RunError(f"{folder} could not be written: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return said["gates"]
+    return said
 
 
-def check_export(model: MultiTaskModel, exits: bool, max_drop: float | None) -> None:
+def check_export(model: MultiTaskModel, exits: bool, config: ExportConfig) -> None:
     """Raises RunError for what no bundle can be made of."""
     taken = sorted({*ID_INPUTS, "states", "next_states"} & {*model.heads})
     if taken:
         raise RunError(f"heads must not have the names of what else graphs take and give; got {', '.join(taken)}.")
-    if exits and max_drop is None:
-        raise RunError("exits must be false with max_drop=null: where texts may leave is chosen on dev.")
+    if exits and config.max_drop is None:
+        raise RunError(
+            f"exit_drop must be null with max_drop=null, as thresholds are chosen on dev; got {config.exit_drop}."
+        )
     if exits and model.encoder.config.reads_tasks:
-        raise RunError("exits must be false where the encoder knows the task (model.adapters, model.task_embedding).")
+        raise RunError(
+            "exit_drop must be null where the encoder knows the task (model.adapters, model.task_embedding); "
+            f"got {config.exit_drop}."
+        )
 
 
 def dev_part(run: Run) -> dict[str, Pipeline]:
@@ -109,9 +114,9 @@ def dev_part(run: Run) -> dict[str, Pipeline]:
     return part_pipelines(run, folders, "dev", input=asked, train=train)
 
 
-def calibration(dev: Mapping[str, Pipeline], count: int) -> list[Arrays]:
-    """Texts of every task's dev part, `count` in all where there are so many, of all lengths (batches come by length);
-    each alone, without padding."""
+def calibration_texts(dev: Mapping[str, Pipeline], count: int) -> list[Arrays]:
+    """Texts of every task's dev part, about `count` in all, as many of each task where it has them, of all lengths
+    (batches come by length); each alone, without padding."""
     found: list[Arrays] = []
     for pipeline in dev.values():
         single = [
@@ -125,56 +130,31 @@ def calibration(dev: Mapping[str, Pipeline], count: int) -> list[Arrays]:
 
 
 def seal(folder: Path, said: Mapping[str, Any]) -> None:
-    """Writes manifest.json: what is `said`, and the SHA-256 of every other file."""
+    """Writes manifest.json: what is `said`, and the SHA-256 of every other file that is there. (The card comes later:
+    its readers may add to it.)"""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
     hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     (folder / "manifest.json").write_text(json.dumps({**said, "files": hashes}, indent=1))
 
 
 def gates(
-    model: MultiTaskModel,
-    reference: Mapping[str, Answered],
-    folder: Path,
-    dev: Mapping[str, Pipeline],
-    engines: Mapping[str, dict],
-    max_drop: float,
+    model: MultiTaskModel, folder: Path, dev: Mapping[str, Pipeline], engines: Mapping[str, dict], config: ExportConfig
 ) -> dict[str, dict[str, dict]]:
-    """Every format of the bundle in `folder` on dev, beside the `reference`, what the run's model answers there
-    (`gates.compared`); where texts may leave early is written to the stages of `engines`, what the manifest says of
-    each format.
+    """Every format of the bundle in `folder` beside the run's model on dev (`gates.judged`). What is found for the
+    stages is written to those of `engines`, what the manifest says of each format.
 
-    Raises RunError where one loses more than `max_drop` points.
+    Raises RunError where a format loses more than `max_drop` points.
     """
-    bundle, found = load_bundle(folder), {}
-    last = {name: answered for name, answered in reference.items() if name in model.heads}
+    bundle, reference, found = load_bundle(folder), answers_of(model, dev), {}
     for name, files in engines.items():
         engine = open_engine(name, bundle)  # type: ignore[arg-type]  # the formats are called as their engines
         depths = [stage.depth for stage in engine.stages]
         answers = answers_of(Exported(model, engine.predict, depths), dev, exits=len(depths) > 1)
-        shares: dict[str, dict[int, float]] = {head: {} for head in last}
-        if len(depths) > 1:
-            for head, theirs in last.items():
-                own = {depth: answers[model.name_at(head, depth)] for depth in depths}
-                answers[head], chosen, shares[head] = leaving(model.heads[head], theirs, own, max_drop)
-                for stage in files["stages"][:-1]:
-                    stage["leave"] = stage.get("leave", {}) | {head: chosen[stage["depth"]]}
-        found[name] = compared(model.heads, last, answers)
-        for head, values in found[name].items():
-            values["leave"] = shares[head]
-        check(name, found[name], max_drop)
-    return found
-
-
-def calibrations(model: MultiTaskModel, reference: Mapping[str, Answered]) -> dict[str, dict[str, Any]]:
-    """What the manifest says of every head that chooses one label a text and has labelled texts in dev: its
-    `calibration` (`calibration.calibrated`), and those of its exits, if `reference` has them, by depth."""
-    found = {}
-    for name, head in model.heads.items():
-        at = {depth: reference.get(model.name_at(name, depth)) for depth in model.depths}
-        answered = {depth: each for depth, each in at.items() if each is not None and len(each.index)}
-        if head.kind == "classification" and answered:
-            by_depth = {depth: calibrated(each.answers, each.labels) for depth, each in answered.items()}
-            found[name] = {"calibration": by_depth.pop(model.depths[-1]), "exits": by_depth}
+        by_depth = [{head: answers[model.name_at(head, depth)] for head in reference} for depth in depths]
+        found[name], stages = judged(model.heads, reference, by_depth, depths, config.exit_drop or 0.0)
+        for stage, more in zip(files["stages"], stages, strict=True):
+            stage |= more
+        check(name, found[name], config.max_drop or 0.0)
     return found
 
 
@@ -192,21 +172,28 @@ def write_tokenizer(run: Run, folder: Path) -> None:
 
 def export(config: ExportConfig) -> None:
     """Exports and says what each format costs, and what to do with the bundle."""
-    for name, found in write_bundle(open_run(config.run), config).items():
-        print("\n".join(f"{name}: {line}" for line in said(found)))
+    written = write_bundle(open_run(config.run), config)
+    print("\n".join(said(written, config.precision)))
     print(f"bundle: {config.bundle}\n\nNext:\n  python -m serving.server bundle={config.bundle} http.port=8000")
 
 
-def said(found: Mapping[str, dict]) -> Iterator[str]:
-    """What a format was found to cost each head."""
-    for head, values in found.items():
-        yield (
-            f"{head} loses {values['drop']:.2f} points on dev; {values['agreement']:.2%} of the answers are the run's, "
-            f"numbers differ by at most {values['difference']:.4f}"
-        )
-        if values["leave"]:
-            places = ", ".join(f"{depth}: {share:.1%}" for depth, share in values["leave"].items())
-            yield f"texts leave for {head} after layer {places}"
+def said(manifest: Mapping[str, Any], asked: Precision) -> Iterator[str]:
+    """What the formats of a bundle were found to cost, and which are not in the precision that was `asked` for."""
+    for name, files in manifest["engines"].items():
+        if files["precision"] != asked:
+            yield f"{name}: in {files['precision']}, as {REFUSED[name, asked]}"
+        for head, gate in manifest["gates"].get(name, {}).items():
+            yield (
+                f"{name}: {head} {_lost(gate['drop'])} on dev; {gate['agreement']:.2%} of the answers are the run's, "
+                f"numbers differ by at most {gate['difference']:.4f}"
+            )
+            if exits := gate.get("exits"):
+                places = ", ".join(f"{depth}: {share:.1%}" for depth, share in exits["answered"].items())
+                yield f"{name}: {head} {_lost(exits['drop'])} with exits, answering after layer {places}"
+
+
+def _lost(drop: float) -> str:
+    return f"{'loses' if drop >= 0 else 'gains'} {abs(drop):.2f} points"
 
 
 def main() -> None:

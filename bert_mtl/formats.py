@@ -65,12 +65,14 @@ def write_format(
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Converters warn of what they do themselves: calls that will go, inputs that they rename."""
+    before = absl.logging.get_verbosity(), logging.root.manager.disable
     absl.logging.set_verbosity(absl.logging.ERROR)
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        absl.logging.set_verbosity(before[0])
+        logging.disable(before[1])
 
 
 def _behind(stage: Stage, arrays: Arrays) -> Arrays:
@@ -128,7 +130,8 @@ def _calibrated(model: Any, texts: Sequence[Arrays]) -> Any:
 
 
 def _onnx(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arrays]) -> None:
-    """Weights of 8 bits have a scale for each output; activations are rounded as they come."""
+    """Weights of 8 bits have a scale for each output; activations are rounded as they come, by one scale for all texts
+    of a batch, so that a text's numbers depend a little on its neighbours."""
     import onnx
     import tf2onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -4,16 +4,17 @@ Heads of masked places are compared nowhere: what an export answers there says n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from bert_mtl.answers import Answered, answer_part
+from bert_mtl.calibration import calibrated
 from bert_mtl.formats import Arrays
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.kinds import Head
+from bert_mtl.kinds.multilabel import Multilabel
 from bert_mtl.leaving import exit_of, left, thresholds
 from bert_mtl.multitask import MultiTaskModel
 from bert_mtl.runs import RunError
@@ -80,32 +81,51 @@ def answers_of(
     return found
 
 
-class Leaving(NamedTuple):
-    """A head's answers where texts leave early, every exit's threshold, and the share that leaves at each depth."""
+class Judged(NamedTuple):
+    """What the manifest says of an export on dev: a gate of each head, and what is found for each of its stages."""
 
-    answered: Answered
-    thresholds: dict[int, float]
-    shares: dict[int, float]
+    gates: dict[str, dict]
+    stages: list[dict[str, dict[str, float]]]
 
 
-def leaving(head: Head, run: Answered, export: Mapping[int, Answered], max_drop: float) -> Leaving:
-    """What an export that answers at several depths gains by letting texts leave, at the cost of at most `max_drop`
-    points of the run's metric."""
+def judged(
+    heads: Mapping[str, Head], run: Mapping[str, Answered], export: Sequence[Mapping[str, Answered]],
+    depths: Sequence[int], exit_drop: float,
+) -> Judged:  # fmt: skip
+    """An export that gives the answers `export` behind the layers of `depths`, beside its run: `compared`, and of heads
+    that choose one label where texts may leave, at the cost of at most `exit_drop` points, and how sure they may be."""
+    found: dict[str, dict] = compared(heads, run, export[-1])
+    stages: list[dict] = [{"leave": {}, "temperature": {}} for _ in depths]
+    for name, gate in found.items():
+        if heads[name].kind != "classification":
+            continue
+        head, labels, answers = heads[name], run[name].labels, [answered[name].answers for answered in export]
+        places = np.zeros(len(labels), int)
+        if len(depths) > 1:
 
-    def score(answers: np.ndarray) -> float:
-        return head.metrics(answers, run.labels)[head.metric]
+            def score(answers: np.ndarray, head: Head = head, labels: np.ndarray = labels) -> float:
+                return head.metrics(answers, labels)[head.metric]
 
-    depths, answers = list(export), [each.answers for each in export.values()]
-    chosen = thresholds(answers, depths, score, score(run.answers) - max_drop / 100 - 1e-9)
-    places = exit_of(answers, chosen)
-    shares = {depth: float((places == place).mean()) for place, depth in enumerate(depths)}
-    answered = replace(run, answers=left(answers, places))
-    return Leaving(answered, dict(zip(depths, chosen, strict=False)), shares)
+            best = gate["metrics"]["run"][head.metric]
+            chosen = thresholds(answers, depths, score, best - exit_drop / 100 - 1e-9)
+            for stage, threshold in zip(stages, chosen, strict=False):
+                stage["leave"][name] = threshold
+            places = exit_of(answers, chosen)
+            gate["exits"] = {
+                "drop": 100 * (best - score(left(answers, places))),
+                "layers": float(np.take(depths, places).mean()),
+                "answered": {depth: float((places == place).mean()) for place, depth in enumerate(depths)},
+            }
+        temperatures, *errors = calibrated(left(answers, places), labels, places, len(depths))
+        for stage, temperature in zip(stages, temperatures, strict=True):
+            stage["temperature"][name] = temperature
+        gate["calibration"] = dict(zip(("ece_before", "ece_after", "texts"), errors, strict=True))
+    return Judged(found, stages)
 
 
 def compared(heads: Mapping[str, Head], run: Mapping[str, Answered], export: Mapping[str, Answered]) -> dict[str, dict]:
-    """By head: `difference`, the largest of any number of an answer; `agreement`, the share of items whose readable
-    answer is the same; `metrics` of run and export; `drop`, how much of the head's metric is lost, in points."""
+    """By head: `difference`, the largest of any number of an answer; `agreement`, the share of items whose answers come
+    down to the same (`_choice`); `metrics` of run and export; `drop`, the points of the head's metric that are lost."""
     found = {}
     for name, theirs in run.items():
         head, own = heads[name], export[name]
@@ -115,7 +135,7 @@ def compared(heads: Mapping[str, Head], run: Mapping[str, Answered], export: Map
         metrics = {who: head.metrics(part.answers, part.labels) for who, part in (("run", theirs), ("export", own))}
         found[name] = {
             "difference": max(float(np.abs(np.asarray(a) - np.asarray(b)).max(initial=0)) for a, b in pairs),
-            "agreement": float(np.mean([_choice(a) == _choice(b) for a, b in pairs])),
+            "agreement": float(np.mean([_choice(head, a) == _choice(head, b) for a, b in pairs])),
             "metrics": metrics,
             "drop": 100 * (metrics["run"][head.metric] - metrics["export"][head.metric]),
         }
@@ -127,12 +147,15 @@ def check(name: str, found: Mapping[str, dict], max_drop: float) -> None:
     lost = [f"{head} {values['drop']:.2f}" for head, values in found.items() if not values["drop"] <= max_drop]
     if lost:
         raise RunError(
-            f"export.max_drop must not be passed: on dev format {name} loses {', '.join(lost)} points; "
-            f"at most {max_drop} may be lost. Export in a higher precision, or allow more with max_drop=…"
+            f"max_drop must hold; on dev format {name} loses {', '.join(lost)} points, where at most {max_drop} "
+            "may be lost. Export in a higher precision, or allow more with max_drop=…"
         )
 
 
-def _choice(answer: Any) -> Any:
-    """What an answer comes down to: the likeliest of its numbers (of each word's); a single one, rounded to a half."""
+def _choice(head: Head, answer: Any) -> Any:
+    """What an answer comes down to: the likeliest of its numbers (of each word's), all labels from their thresholds on;
+    a single number, rounded to a half."""
     values = np.asarray(answer)
+    if isinstance(head, Multilabel):
+        return (values >= head.thresholds).tolist()
     return values.argmax(axis=-1).tolist() if values.ndim else round(2 * float(values))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-TRIED = 4000  # combinations of thresholds
+TRIED = 1000  # combinations of thresholds
 NEVER = 2.0  # no probability reaches it
 
 
@@ -34,11 +34,13 @@ def thresholds(
     `depths` are those of `answers`. Tried are all combinations of quantiles, as many as `TRIED` allows.
     """
     count = max(int(TRIED ** (1 / max(len(depths) - 1, 1))) - 1, 1)
-    found = [[*np.quantile(each.max(axis=1), np.linspace(0, 1, count)), NEVER] for each in answers[:-1]]
-    best, fewest = [NEVER] * len(found), float(depths[-1])
-    for tried in itertools.product(*found):
+    # Probabilities that there are: between two of them a threshold would be rounded to one when it is compared.
+    sure = [np.quantile(each.max(axis=1), np.linspace(0, 1, count), method="higher") for each in answers[:-1]]
+    best, fewest = [NEVER] * len(sure), float(depths[-1])
+    stacked, order = np.stack(answers), np.arange(len(answers[-1]))
+    for tried in itertools.product(*([*np.unique(each), NEVER] for each in sure)):
         places = exit_of(answers, tried)
         layers = float(np.take(depths, places).mean())
-        if layers < fewest and score(left(answers, places)) >= floor:
+        if layers < fewest and score(stacked[places, order]) >= floor:
             best, fewest = [float(threshold) for threshold in tried], layers
     return best

@@ -14,6 +14,12 @@ ANSWERS = {
     "similarity": "how alike two texts are, or a text's vector",
     "vector": "a vector",
 }
+PIPELINES = {
+    "tagging": "token-classification",
+    "mlm": "fill-mask",
+    "similarity": "sentence-similarity",
+    "vector": "feature-extraction",
+}  # of Hugging Face's; all others are text-classification
 SAMPLE = (
     "**Learned from the built-in sample**: a few hundred to a few thousand examples for trying things out, neither the "
     "published data nor a measure of what the method reaches."
@@ -43,7 +49,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         "## What each format costs",
         _gates(manifest),
         "## Calibration",
-        _calibration(manifest["heads"]),
+        _calibration(manifest),
         "## How to serve and ask it",
         _use(manifest),
         "## Limits",
@@ -58,7 +64,7 @@ def front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
     part = "test" if manifest["metrics"]["test"] else "dev"
     results = [
         {
-            "task": {"type": "text-classification", "name": head["kind"]},
+            "task": {"type": PIPELINES.get(head["kind"], "text-classification"), "name": head["kind"]},
             "dataset": {"name": head["task"], "type": head["task"], "config": manifest["data"], "split": part},
             "metrics": [{"type": name, "value": value, "name": f"{part} {name}"} for name, value in values.items()],
         }
@@ -66,7 +72,7 @@ def front_matter(manifest: Mapping[str, Any]) -> dict[str, Any]:
         if (values := manifest["metrics"][part].get(name))
     ]
     return {
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": PIPELINES.get(next(iter(_kinds(manifest))), "text-classification"),
         "library_name": "tensorflow",
         "tags": ["bert", "multi-task", *manifest["engines"], *dict.fromkeys(_kinds(manifest))],
         **({"model-index": [{"name": manifest["name"], "results": results}]} if results else {}),
@@ -135,36 +141,44 @@ def _gates(manifest: Mapping[str, Any]) -> str:
         return f"Not compared with the run when this was exported. Formats: {formats}."
     rows = [
         [name, precisions[name], f"`{head}`", f"{found['drop']:.2f}", f"{found['agreement']:.2%}",
-         f"{found['difference']:.4f}", _leave(found["leave"])]
+         f"{found['difference']:.4f}", _answered(found.get("exits"))]
         for name, heads in manifest["gates"].items()
         for head, found in heads.items()
     ]  # fmt: skip
-    columns = ["format", "precision", "head", "points lost", "answers alike", "largest difference", "texts leave"]
+    columns = [
+        "format",
+        "precision",
+        "head",
+        "points lost",
+        "answers alike",
+        "largest difference",
+        "answers with exits",
+    ]
     return f"On dev, beside the run in float32 and by the server's own engines.\n\n{_table(columns, rows)}"
 
 
-def _leave(shares: Mapping[int, float]) -> str:
-    return ", ".join(f"layer {depth}: {share:.1%}" for depth, share in shares.items()) or "–"
+def _answered(exits: Mapping[str, Any] | None) -> str:
+    if exits is None:
+        return "–"
+    places = ", ".join(f"layer {depth}: {share:.1%}" for depth, share in exits["answered"].items())
+    return f"{places}; {exits['drop']:.2f} points lost in all"
 
 
-def _calibration(heads: Mapping[str, Any]) -> str:
-    found = {f"`{name}`": head["calibration"] for name, head in heads.items() if head.get("calibration")}
-    found |= {
-        f"`{name}` after layer {depth}": at
-        for name, head in heads.items()
-        for depth, at in head.get("exits", {}).items()
-    }
-    rows = [
-        [name, f"{at['temperature']:.3f}", f"{at['ece_before']:.4f}", f"{at['ece_after']:.4f}", at["texts"]]
-        for name, at in found.items()
-    ]
+def _calibration(manifest: Mapping[str, Any]) -> str:
+    rows = []
+    for name, files in manifest["engines"].items():
+        for head, gate in manifest["gates"].get(name, {}).items():
+            if found := gate.get("calibration"):
+                temperatures = [f"{stage['temperature'][head]:.3f}" for stage in files["stages"]]
+                errors = [f"{found[key]:.4f}" for key in ("ece_before", "ece_after")]
+                rows.append([name, f"`{head}`", ", ".join(temperatures), *errors, found["texts"]])
     if not rows:
         return "Probabilities are the model's own: no temperature was fitted."
     return (
-        "The server divides the logits of these heads by a temperature fitted on dev (Guo et al. 2017). The expected "
-        "calibration error (15 bins) with it is that of each half of dev with the temperature of the other half. "
-        "Numbers of the model files themselves, and of other heads, are as they were learned.\n\n"
-        + _table(["head", "temperature", "error without", "error with", "texts"], rows)
+        "The server divides the logits of these heads by a temperature fitted on dev (Guo et al. 2017), one for each "
+        "exit. The expected calibration error (15 bins) with it is that of each half of dev with the temperatures of "
+        "the other half. Numbers of the model files themselves, and of other heads, are as they were learned.\n\n"
+        + _table(["format", "head", "temperature", "error without", "error with", "texts"], rows)
     )
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 def settle(graph: Any) -> None:
     """Orders and names anew the nodes and constants of an ONNX graph, constants that are equal as one; its inputs and
-    outputs are called by their nodes, `imdb`, not `imdb:0`."""
+    outputs are called by their nodes, `imdb`, not `imdb:0`. Raises ValueError for graphs within graphs."""
+    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
+        raise ValueError("a loop or a condition cannot be named anew")
     ports = [*graph.input, *graph.output]
     names = {port.name: port.name.removesuffix(":0") for port in ports}
     constants = {constant.name: constant for constant in graph.initializer}
@@ -21,7 +23,8 @@ def settle(graph: Any) -> None:
     for number, node in enumerate(nodes):
         node.name = f"{node.op_type}_{number}"
         for place, tensor in enumerate(node.output):
-            names.setdefault(tensor, f"{node.name}:{place}")
+            if tensor:  # else an output that is left out
+                names.setdefault(tensor, f"{node.name}:{place}")
     for node in nodes:
         node.input[:] = [names.get(tensor, tensor) for tensor in node.input]
         node.output[:] = [names.get(tensor, tensor) for tensor in node.output]

@@ -8,9 +8,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from conf.errors import Problem
 from serving.heads import AnyHead, Section
@@ -105,30 +105,71 @@ class StageFiles(Section):
     leave: dict[str, float] = {}
     """How probable its likeliest label must be for a head's answer to be taken here; a text of which no head needs more
     goes no further. A head that is not named never answers here; the last stage answers all the rest."""
+    temperature: dict[str, PositiveFloat] = {}
+    """What a head's logits are divided by here before they become the probabilities of an answer (Guo et al. 2017);
+    above 1 where the model is too sure. Of a head that is not named the answers hold the model's own numbers."""
 
 
 class EngineFiles(Section):
     """The model in one format."""
 
     precision: Precision
-    """The numbers of its weights, and those in which it computes where the format can."""
+    """fp32; bf16: products in bfloat16; fp16: weights of 16 bits, computed with in float32; int8: weights of 8 bits,
+    and activations too where the format can."""
     stages: Annotated[list[StageFiles], Field(min_length=1)]
     """One, or several where texts may leave between layers."""
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if sorted({stage.depth for stage in self.stages}) != [stage.depth for stage in self.stages]:
+            raise ValueError("stages must be of ascending depth")
+        for number, stage in enumerate(self.stages):
+            if ("states" in stage.inputs) != (number > 0) or ("token_ids" in stage.inputs) != (number == 0):
+                raise ValueError("the first of the stages must take token_ids, each other one states")
+        if self.stages[-1].leave:
+            raise ValueError("the last of the stages must answer all the rest; a text leaves it in no other way")
+        return self
+
+
+class Calibration(Section):
+    """How far the probabilities of a head's answers are from how often they are right, in 15 bins of confidence."""
+
+    ece_before: float
+    """Expected calibration error of the model's own probabilities."""
+    ece_after: float
+    """The same with temperatures: each half of the texts with those of the other half."""
+    texts: PositiveInt
+    """How many texts of dev it was found on."""
+
+
+class Exits(Section):
+    """What it costs a head that texts leave early."""
+
+    drop: float
+    """Points of the head's metric that are lost beside the run; less than 0 where there is a gain."""
+    layers: float
+    """Behind how many layers it answers, on average."""
+    answered: dict[int, float]
+    """The share of its answers that are taken behind so many layers. (A text leaves when all its heads have answered.)
+    """
+
 
 class Gate(Section):
-    """A head of one format beside the run in float32 on the dev part."""
+    """A head of one format beside the run in float32 on the dev part, behind all layers."""
 
     difference: float
     """The largest of any number of an answer."""
     agreement: float
-    """The share of answers that come down to the same."""
+    """The share of answers that come down to the same: the likeliest label (of each word), all labels from their
+    thresholds on, a number rounded to a half, the largest of a vector."""
     metrics: dict[Literal["run", "export"], dict[str, float]]
     """The head's metrics of both."""
     drop: float
     """Points of the head's metric that are lost; less than 0 where there is a gain."""
-    leave: dict[int, float] = {}
-    """The share of the texts that leave behind so many layers, where they may."""
+    exits: Exits | None = None
+    """Where texts may leave early."""
+    calibration: Calibration | None = None
+    """Of a head that chooses one label: of the answers as they are taken."""
 
 
 class Manifest(Section):
@@ -161,7 +202,7 @@ class Manifest(Section):
     versions: dict[str, str]
     """Of the packages that wrote the bundle."""
     files: dict[InnerPath, str]
-    """SHA-256 of every file but manifest.json, by path."""
+    """SHA-256 of every file by path, but for manifest.json and README.md, which may be written on."""
 
 
 def schema() -> dict[str, Any]:

@@ -5,8 +5,9 @@ A runtime is imported by its own opener alone, so that the server runs where onl
 
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -30,15 +31,17 @@ class EngineError(Exception):
 
 @dataclass(frozen=True)
 class Engine:
-    """A bundle's model in one runtime: what runs each of its stages."""
+    """A bundle's model in one runtime: what runs each of its stages, for one thread at a time."""
 
     name: str
     stages: list[StageFiles]
     runs: list[Run]
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, number: int, arrays: Arrays) -> dict[str, np.ndarray]:
         """What stage `number` gives for the arrays; others than it takes are let be."""
-        return self.runs[number]({name: arrays[name] for name in self.stages[number].inputs})
+        with self.lock:
+            return self.runs[number]({name: arrays[name] for name in self.stages[number].inputs})
 
     def predict(self, arrays: Arrays) -> list[dict[str, np.ndarray]]:
         """What the heads answer behind every stage."""
@@ -90,7 +93,11 @@ def _tensorflow(name: str, threads: int | None):
     except ImportError as error:
         raise EngineError(f"engine {name} needs TensorFlow (pip install tensorflow-text): {error}") from error
     if threads is not None:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
+        except RuntimeError as error:  # TensorFlow works already
+            raise EngineError(f"engine {name} cannot have {threads} threads any more: {error}") from error
     return tf
 
 
@@ -107,7 +114,7 @@ def _openvino(bundle: Bundle, path: str, precision: Precision, threads: int | No
         raise EngineError("engine openvino must run on a processor with bfloat16, without which bf16 is slow: "
                           "export with precision=fp32 or int8")  # fmt: skip
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision in ("bf16", "int8") and has_bf16 else "f32"}
-    settings |= {"PERFORMANCE_HINT": "LATENCY"}  # one request at a time on all threads
+    settings |= {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "YES"}  # one request at a time on all threads
     if threads is not None:
         settings |= {"INFERENCE_NUM_THREADS": str(threads)}
     bundle.file(path.replace(".xml", ".bin"))
@@ -178,9 +185,9 @@ DUMMY = StageFiles(path="", inputs=["token_ids", "segment_ids"], depth=1)
 
 def open_engine(name: EngineName, bundle: Bundle, threads: int | None = None) -> Engine:
     """The named engine with the bundle's model loaded; auto takes the first of `OPENERS` that the bundle has files for.
-    `threads` is their number for one operation, None for one a core.
+    `threads` is their number, None for one a core.
 
-    Raises `EngineError` where the bundle has no files for it, or its runtime is not installed.
+    Raises `EngineError` where the bundle has no files for it, or it cannot run here: then auto names the others.
     """
     exported = [engine for engine in OPENERS if engine in bundle.manifest.engines]
     chosen = exported[0] if name == "auto" and exported else name
@@ -190,5 +197,11 @@ def open_engine(name: EngineName, bundle: Bundle, threads: int | None = None) ->
         options = ["auto", *exported, "dummy"] if exported else ["dummy"]
         raise EngineError(str(Problem("engine", "be one that the bundle has files for", name, options)))
     files = bundle.manifest.engines[chosen]
-    opened = [OPENERS[chosen](bundle, stage.path, files.precision, threads) for stage in files.stages]
+    try:
+        opened = [OPENERS[chosen](bundle, stage.path, files.precision, threads) for stage in files.stages]
+    except EngineError as error:
+        if name != "auto" or exported[1:] == []:
+            raise
+        others = " or ".join(f"engine={other}" for other in exported[1:])
+        raise EngineError(f"{error}. The bundle has others: {others}") from error
     return Engine(chosen, files.stages, opened)

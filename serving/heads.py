@@ -14,7 +14,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    PositiveFloat,
     PositiveInt,
     Tag,
     model_validator,
@@ -34,13 +33,13 @@ class Seen(NamedTuple):
     Attributes:
         rows: one; two where a pair's texts are read apart; none where a text without [MASK] was to be read for masks.
         outputs: the head's output for each row.
-        depths: behind how many layers it answered each.
+        temperatures: by which each output is to be calibrated; None for none.
         token: the tokenizer's token of an id.
     """
 
     rows: Sequence[Row]
     outputs: Sequence[np.ndarray]
-    depths: Sequence[int]
+    temperatures: Sequence[float | None]
     token: Callable[[int], str]
 
 
@@ -92,20 +91,6 @@ class Head(Section):
         return {"outputs": [output.tolist() for output in seen.outputs]}
 
 
-class Calibration(Section):
-    """How far a head's probabilities are from how often it is right (Guo et al. 2017), found on the dev part."""
-
-    temperature: PositiveFloat
-    """What the model's logits are divided by before they become the probabilities of an answer; above 1 where the model
-    is too sure."""
-    ece_before: float
-    """Expected calibration error of the model's own probabilities: the gap of confidence and accuracy, 15 bins."""
-    ece_after: float
-    """The same with a temperature: each half of the texts with that of the other half."""
-    texts: PositiveInt
-    """How many texts of dev it was found on."""
-
-
 class Classification(Head):
     """One label a text (or pair). The model's numbers are the labels' probabilities, a softmax as it was learned; those
     of an answer are calibrated."""
@@ -114,15 +99,11 @@ class Classification(Head):
     """One label a text (or pair)."""
     labels: Annotated[Labels, Field(min_length=2)]
     """By id."""
-    calibration: Calibration | None = None
-    """Absent where the formats were not compared with the run on dev: then answers hold the model's own numbers."""
-    exits: dict[int, Calibration] = {}
-    """The same for answers given behind so many of the encoder's layers only."""
 
     def answer(self, seen: Seen) -> Answer:
-        probabilities, calibration = seen.outputs[0], self.exits.get(seen.depths[0], self.calibration)
-        if calibration is not None:
-            powers = (probabilities / probabilities.max()).astype(np.float64) ** (1 / calibration.temperature)
+        probabilities, temperature = seen.outputs[0], seen.temperatures[0]
+        if temperature is not None:
+            powers = (probabilities / probabilities.max()).astype(np.float64) ** (1 / temperature)
             probabilities = powers / powers.sum()
         label = self.labels[int(seen.outputs[0].argmax())]
         return {"label": label, "probabilities": dict(zip(self.labels, probabilities.tolist(), strict=True))}

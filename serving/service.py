@@ -93,8 +93,10 @@ class Service:
         token = self._tokenizer.token
 
         def seen(name: str, rows: Sequence[Underway]) -> Seen:
-            outputs, depths = [each.outputs[name] for each in rows], [each.depths[name] for each in rows]
-            return Seen([each.row for each in rows], outputs, depths, token)
+            outputs = [each.outputs[name] for each in rows]
+            return Seen(
+                [each.row for each in rows], outputs, [each.stages[name].temperature.get(name) for each in rows], token
+            )
 
         return [{name: self.manifest.heads[name].answer(seen(name, rows)) for name in heads} for rows in texts]
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from serving.bundle import StageFiles
 from serving.engines import Engine, EngineError
 from serving.heads import Head
 from serving.rows import Row, pad
@@ -16,13 +17,13 @@ from serving.rows import Row, pad
 
 @dataclass
 class Underway:
-    """A row, its states `(length, dim)` behind the stage that it has passed, and what heads have answered so far, and
-    behind how many layers."""
+    """A row, its states `(length, dim)` behind the stage that it has passed, what heads have answered so far, and at
+    which stage."""
 
     row: Row
     states: np.ndarray | None = None
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
-    depths: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, StageFiles] = field(default_factory=dict)
 
 
 class Batch(NamedTuple):
@@ -33,8 +34,8 @@ class Batch(NamedTuple):
 
 
 class Journey:
-    """The rows of a request, ordered into batches: the deepest stage for which a full batch waits comes first, so that
-    few states are kept; what is left over goes on once no rows come from before.
+    """The rows of a request, ordered into batches: the deepest stage for which more than a batch waits comes first, so
+    that few states are kept; what is left over goes on once no rows come from before.
 
     Args:
         heads: all of the bundle's, by name.
@@ -86,7 +87,7 @@ class Journey:
             )
             for each, output, taken in zip(batch.rows, outputs[name], sure, strict=True):
                 if taken and name not in each.outputs:
-                    each.outputs[name], each.depths[name] = output, stage.depth
+                    each.outputs[name], each.stages[name] = output, stage
         going = [number for number, each in enumerate(batch.rows) if len(each.outputs) < len(self.asked)]
         for number in going:
             each = batch.rows[number]

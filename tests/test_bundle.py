@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -197,11 +198,11 @@ def test_in_the_schema_a_head_is_of_one_kind_alone():
 # --- the heads
 
 
-def answer(said: dict, *outputs: object, rows: list[Row] | None = None, depth: int = 6) -> dict:
-    """The answer of a head to what the model gives for rows behind so many layers."""
+def answer(said: dict, *outputs: object, rows: list[Row] | None = None, temperature: float | None = None) -> dict:
+    """The answer of a head to what the model gives for rows."""
     arrays = [np.array(output, np.float32) for output in outputs]
     rows = [Row(np.zeros(0, np.int32), False)] * len(arrays) if rows is None else rows
-    seen = Seen(rows, arrays, [depth] * len(arrays), lambda token_id: f"t{token_id}")
+    seen = Seen(rows, arrays, [temperature] * len(arrays), lambda token_id: f"t{token_id}")
     return TypeAdapter(AnyHead).validate_python(said).answer(seen)
 
 
@@ -217,15 +218,12 @@ def test_heads_of_texts_say_labels_values_and_vectors():
 
 
 def test_a_calibrated_head_divides_log_odds_by_its_temperature():
-    found = {"temperature": 2.0, "ece_before": 0.1, "ece_after": 0.0, "texts": 9}
-    said = head("classification", [3], labels=["a", "b", "c"], calibration=found)
-    chosen = answer(said, [0.1, 0.9, 0.0])
+    said = head("classification", [3], labels=["a", "b", "c"])
+    chosen = answer(said, [0.1, 0.9, 0.0], temperature=2.0)
     assert chosen["label"] == "b"
     assert chosen["probabilities"] == {"a": pytest.approx(0.25), "b": pytest.approx(0.75), "c": 0.0}
-    cold = answer(said | {"calibration": found | {"temperature": 0.05}}, [1e-30, 1e-29, 0.5])
+    cold = answer(said, [1e-30, 1e-29, 0.5], temperature=0.05)
     assert cold["probabilities"] == {"a": 0.0, "b": 0.0, "c": 1.0}
-    early = answer(said | {"exits": {2: found | {"temperature": 1.0}}}, [0.1, 0.9, 0.0], depth=2)
-    assert early["probabilities"]["b"] == pytest.approx(0.9)
 
 
 def test_a_tagging_head_names_the_spans_of_the_words_that_were_read():
@@ -419,6 +417,36 @@ def test_a_saved_model_without_the_ids_signature_is_named(tmp_path):
     engines = {"savedmodel": {"precision": "fp32", "stages": stages}}
     with pytest.raises(EngineError, match="must have the signature ids; it has text"):
         open_engine("savedmodel", load_bundle(write_bundle(tmp_path, engines=engines)))
+
+
+@pytest.mark.parametrize(
+    ("stages", "rule"),
+    [
+        ([{"inputs": ["token_ids"], "depth": 4}, {"inputs": ["states"], "depth": 2}], "be of ascending depth"),
+        ([{"inputs": ["states"], "depth": 2}], "take token_ids, each other one states"),
+        ([{"inputs": ["token_ids"], "depth": 2}, {"inputs": ["token_ids"], "depth": 4}], "take token_ids, each other"),
+        (
+            [{"inputs": ["token_ids"], "depth": 2, "leave": {"imdb": 0.9}}],
+            "last of the stages must answer all the rest",
+        ),
+    ],
+)
+def test_stages_follow_each_other(tmp_path, stages, rule):
+    files = {"openvino": {"precision": "fp32", "stages": [{"path": "model.xml"} | stage for stage in stages]}}
+    with pytest.raises(BundleError, match=rule):
+        load_bundle(write_bundle(tmp_path, engines=files))
+
+
+def test_auto_names_the_other_engines_where_its_own_cannot_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    stages = [{"path": "model", "inputs": ["token_ids"], "depth": 2}]
+    engines = {name: {"precision": "fp32", "stages": stages} for name in ("graphdef", "onnx", "savedmodel")}
+    bundle = load_bundle(write_bundle(tmp_path, engines=engines))
+    missing = r"^engine onnx needs ONNX Runtime \(pip install onnxruntime\): .*"
+    with pytest.raises(EngineError, match=missing + r"The bundle has others: engine=savedmodel or engine=graphdef$"):
+        open_engine("auto", bundle)
+    with pytest.raises(EngineError, match=missing + r"sys.modules$"):
+        open_engine("onnx", bundle)
 
 
 def test_an_engine_without_files_is_refused_and_auto_never_takes_the_dummy(tmp_path):

@@ -40,11 +40,23 @@ def test_a_temperature_stays_within_its_bounds_and_is_1_where_no_answer_is_wrong
 
 
 def test_what_is_gained_is_measured_on_texts_that_the_temperature_has_not_seen():
-    found = calibrated(*answers(0.8, 2000, 1000))
-    assert found["temperature"] == pytest.approx(2, abs=1e-4)
-    assert found["ece_before"] == pytest.approx(0.8 - 2 / 3, abs=1e-6) and found["texts"] == 3000
+    probabilities, labels = answers(0.8, 2000, 1000)
+    (found,), *errors, texts = calibrated(probabilities, labels, np.zeros(3000, int), 1)
+    assert found == pytest.approx(2, abs=1e-4)
+    assert errors[0] == pytest.approx(0.8 - 2 / 3, abs=1e-6) and texts == 3000
     # in sample it would vanish; a half of 1,500 is right in 2/3 ± 0.012 of its texts
-    assert 1e-4 < found["ece_after"] < 0.03
-    assert calibrated(np.array([[0.75, 0.25]]), np.array([0])) == {
-        "temperature": 1.0, "ece_before": 0.25, "ece_after": 0.25, "texts": 1,
-    }  # fmt: skip
+    assert 1e-4 < errors[1] < 0.03
+    alone = calibrated(np.array([[0.75, 0.25]]), np.array([0]), np.array([0]), 1)
+    assert alone == ([1.0], 0.25, 0.25, 1)
+
+
+def test_every_group_has_a_temperature_of_its_own():
+    sure, unsure = answers(0.8, 2000, 1000), answers(2 / 3, 1600, 200)
+    probabilities, labels = (np.concatenate(both) for both in zip(sure, unsure, strict=True))
+    groups = np.repeat([0, 2], [3000, 1800])
+    found = calibrated(probabilities, labels, groups, 3)
+    assert found.temperatures == [pytest.approx(2, abs=1e-4), 1.0, pytest.approx(1 / 3, abs=1e-4)]
+    assert found.ece_before == pytest.approx((3000 * (0.8 - 2 / 3) + 1800 * (8 / 9 - 2 / 3)) / 4800, abs=1e-6)
+    assert found.ece_after < 0.03
+    together = calibrated(probabilities, labels, np.zeros(4800, int), 1)
+    assert together.ece_after > 2 * found.ece_after

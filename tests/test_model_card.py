@@ -25,7 +25,7 @@ MANIFEST = {
     "metrics": {"dev": {"mood": {"accuracy": 0.75}}, "test": {}},
     "versions": {"bert_mtl": "0.1.0"},
 }  # fmt: skip
-CALIBRATION = {"temperature": 1.5, "ece_before": 0.125, "ece_after": 0.0625, "texts": 24}
+CALIBRATION = {"ece_before": 0.125, "ece_after": 0.0625, "texts": 24}
 
 
 def changed(**sections: object) -> dict:
@@ -66,21 +66,17 @@ def test_costs_and_temperatures_are_tables_or_said_to_be_missing():
     card = model_card(MANIFEST)
     assert "Not compared with the run when this was exported. Formats: savedmodel (fp32), openvino (int8)." in card
     assert "no temperature was fitted" in card
-    found = {"drop": 0.125, "agreement": 0.9375, "difference": 0.25, "metrics": {}, "leave": {2: 0.75, 6: 0.25}}
-    gates = {"openvino": {"mood": found}, "litert": {"mood": found | {"leave": {}}}}
-    early = CALIBRATION | {"temperature": 2.0}
-    heads = {"mood": MANIFEST["heads"]["mood"] | {"calibration": CALIBRATION, "exits": {2: early}}}
-    engines = {name: {"precision": "int8"} for name in gates}
-    card = model_card(changed(gates=gates, heads=heads, engines=engines))
-    assert "| openvino | int8 | `mood` | 0.12 | 93.75% | 0.2500 | layer 2: 75.0%, layer 6: 25.0% |" in card
+    found = {"drop": 0.125, "agreement": 0.9375, "difference": 0.25, "metrics": {}, "calibration": CALIBRATION}
+    early = {"drop": 0.25, "layers": 3.0, "answered": {2: 0.75, 6: 0.25}}
+    gates = {"openvino": {"mood": found | {"exits": early}}, "litert": {"mood": found}}
+    stages = {
+        "openvino": [{"temperature": {"mood": 2.0}}, {"temperature": {"mood": 1.5}}],
+        "litert": [{"temperature": {"mood": 0.5}}],
+    }
+    engines = {name: {"precision": "int8", "stages": each} for name, each in stages.items()}
+    card = model_card(changed(gates=gates, engines=engines))
+    exits = "layer 2: 75.0%, layer 6: 25.0%; 0.25 points lost in all"
+    assert f"| openvino | int8 | `mood` | 0.12 | 93.75% | 0.2500 | {exits} |" in card
     assert "| litert | int8 | `mood` | 0.12 | 93.75% | 0.2500 | – |" in card
-    assert "| `mood` after layer 2 | 2.000 | 0.1250 | 0.0625 | 24 |" in card
-    assert "| `mood` | 1.500 | 0.1250 | 0.0625 | 24 |" in card
-
-
-def test_it_shows_a_request_that_the_model_takes():
-    assert """-d '{"texts": ["What a wonderful film!"]}'""" in model_card(MANIFEST)
-    pairs = {"mood": MANIFEST["heads"]["mood"] | {"reads": "pair"}}
-    card = model_card(changed(heads=pairs, engines={"openvino": {"precision": "int8"}}))
-    assert """-d '{"texts": ["What a wonderful film!"], "texts_b": ["I liked it."]}'""" in card
-    assert "TensorFlow Serving" not in card
+    assert "| openvino | `mood` | 2.000, 1.500 | 0.1250 | 0.0625 | 24 |" in card
+    assert "| litert | `mood` | 0.500 | 0.1250 | 0.0625 | 24 |" in card

@@ -88,7 +88,7 @@ def test_each_head_answers_where_it_is_sure_and_the_row_stays_for_the_others():
     (row,) = stages.answer(rows_of(2), 8, asked=("imdb", "tone"))
     assert [at for at, _, _ in stages.seen] == [0, 1]
     np.testing.assert_allclose([row.outputs["imdb"][1], row.outputs["tone"][1]], [0.95, 0.951], atol=1e-6)
-    assert row.depths == {"imdb": 2, "tone": 4}
+    assert {name: stage.depth for name, stage in row.stages.items()} == {"imdb": 2, "tone": 4}
 
 
 def test_a_stage_that_answers_otherwise_than_its_manifest_says_is_refused():
