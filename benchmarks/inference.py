@@ -111,7 +111,9 @@ def staged(engine: Engine, bundle: Bundle, head: str, rows: list[Row], data: Bat
             journey.run(batch)
         return [each.outputs[head].tolist() for each in underway]
 
-    once = timed(lambda arrays: engine.predict(arrays)[0][head], data._replace(batches=data.batches[:1]))  # warms up
+    once = timed(
+        lambda arrays: engine.predict(arrays)[0][head], data._replace(batches=[data.batches[0], data.batches[-1]])
+    )  # warms up
     start = time.perf_counter()
     answers = answer(rows)
     short = Row(data.short["token_ids"][0], False)

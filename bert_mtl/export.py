@@ -9,6 +9,8 @@ import json
 import os
 import secrets
 import shutil
+import signal
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -197,6 +199,7 @@ def _lost(drop: float) -> str:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else half a bundle would be left
     entry.main("export", ExportConfig, export)
 
 

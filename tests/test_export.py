@@ -72,8 +72,9 @@ def make_run(folder: Path, tasks: list[str], tokenizer: Tokenizer, **model: str)
     config = entry.compose("train", options, TrainConfig)
     settings = config.model
     sizes = EncoderConfig(
-        tokenizer.vocab_size, settings.size.hidden_dim, 1, 2, 32, max_positions=32, pooler=settings.pooling == "cls", tasks=len(tasks),
-        adapters=settings.adapters, adapter_dim=4, task_embedding=settings.task_embedding,
+        tokenizer.vocab_size, settings.size.hidden_dim, 1, 2, 32, max_positions=32, tasks=len(tasks),
+        pooler=settings.pooling == "cls", adapters=settings.adapters, adapter_dim=4,
+        task_embedding=settings.task_embedding,
     )  # fmt: skip
     made = make_model(settings, BertEncoder(sizes), make_tasks(config.tasks), seed=0)
     dice = np.random.default_rng(7)
