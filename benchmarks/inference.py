@@ -62,7 +62,7 @@ def main() -> None:
                 best |= {key: min(best[key], once[key]) for key in ("seconds", "short_ms")}
     table = {name: row(values, found[PLAIN], labels) for name, values in found.items()}
     settings = {"count": own["count"], "tokens": own["tokens"]}
-    save(own["result"], {"rows": table} | settings, "tensorflow", "openvino", "nncf", "onnxruntime", "ai-edge-litert")
+    save(own["result"], {"rows": table} | settings, "tensorflow", "openvino", "onnxruntime", "ai-edge-litert")
     shown = Table("side", *next(iter(table.values())))
     for name, values in table.items():
         shown.add_row(name, *map(str, values.values()))
