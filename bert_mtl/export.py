@@ -57,35 +57,38 @@ def write_bundle(run: Run, config: ExportConfig) -> dict[str, Any]:
     model = load_model(run, dtype="float32")
     exits = config.exit_drop is not None and len(model.depths) > 1 and set(config.formats) != {"savedmodel"}
     check_export(model, exits, config)
-    int8 = "openvino" in config.formats and config.precision == "int8"
-    dev = dev_part(run) if config.max_drop is not None or int8 else {}
-    texts = calibration_texts(dev, config.int8_texts) if int8 else []
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         partial.mkdir(parents=True)
-        served = Served(model, run.tokenizer, run.tasks, run.facts.pairs)
-        stages = served.stages(exits)
-        engines: dict[str, dict] = {
-            format: write_format(
-                format, served, stages, partial, config.precision, texts if format == "openvino" else []
-            )
-            for format in config.formats
-        }
-        name = config.name or "-".join(run.config.tasks)
-        if "savedmodel" in engines:
-            finish_saved_model(served, partial / engines["savedmodel"]["stages"][0]["path"], name)
-        write_tokenizer(run, partial / "tokenizer")
-        said = manifest(run, served.ids, name, engines)
-        if config.max_drop is not None:
-            seal(partial, said)
-            said["gates"] = gates(model, partial, dev, engines, config)
-        seal(partial, said)
-        (partial / "README.md").write_text(model_card(said), encoding="utf-8")
+        said = fill(partial, run, model, config, exits)
         os.replace(partial, folder)
     except (OSError, tf.errors.OpError) as error:
         raise RunError(f"{folder} could not be written: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return said
+
+
+def fill(folder: Path, run: Run, model: MultiTaskModel, config: ExportConfig, exits: bool) -> dict[str, Any]:
+    """Writes all of a bundle into the folder; returns what its manifest says."""
+    int8 = "openvino" in config.formats and config.precision == "int8"
+    dev = dev_part(run) if config.max_drop is not None or int8 else {}
+    texts = {"openvino": calibration_texts(dev, config.int8_texts)} if int8 else {}
+    served = Served(model, run.tokenizer, run.tasks, run.facts.pairs)
+    stages = served.stages(exits)
+    engines: dict[str, dict] = {}
+    for format in config.formats:
+        engines[format] = write_format(format, served, stages, folder, config.precision, texts.get(format, []))
+    name = config.name or "-".join(run.config.tasks)
+    if "savedmodel" in engines:
+        finish_saved_model(served, folder / engines["savedmodel"]["stages"][0]["path"], name)
+    write_tokenizer(run, folder / "tokenizer")
+    said = manifest(run, served.ids, name, engines)
+    if config.max_drop is not None:
+        seal(folder, said)
+        said["gates"] = gates(model, folder, dev, engines, config)
+    seal(folder, said)
+    (folder / "README.md").write_text(model_card(said), encoding="utf-8")
     return said
 
 

@@ -135,11 +135,14 @@ def _onnx(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arra
     import onnx
     import tf2onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.transformers.float16 import convert_float_to_float16
 
     ports = [[f"{name}:0" for name in names] for names in (frozen.inputs, frozen.outputs)]
     model, _ = tf2onnx.convert.from_graph_def(frozen.graph, input_names=ports[0], output_names=ports[1], opset=18)
     settle(model.graph)
-    if precision == "fp32":
+    if precision == "fp16":
+        model = convert_float_to_float16(model, keep_io_types=True)
+    if precision != "int8":
         onnx.save(model, path)
     else:
         quantize_dynamic(model, path, weight_type=QuantType.QInt8, per_channel=True)

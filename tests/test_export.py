@@ -276,6 +276,7 @@ def small(tmp_path_factory, tokenizer) -> Served:
         ("openvino", "int8", 0.6, 0.2),
         ("litert", "fp16", 0.75, 1e-2),
         ("litert", "int8", 0.6, 0.2),
+        ("onnx", "fp16", 0.75, 1e-2),
         ("onnx", "int8", 0.6, 0.2),
     ],
 )
@@ -323,7 +324,7 @@ def test_threads_that_share_an_engine_get_their_own_answers(bundle):
 def test_a_precision_that_no_format_takes_is_refused_with_the_reason(run, tmp_path):
     with pytest.raises(ConfigError, match="precision must be one that a format takes .*8-bit products.* Options: fp32"):
         settings(run, tmp_path / "bundle", "precision=int8")
-    with pytest.raises(ConfigError, match="precision must be .*no bf16 products.* Options: fp32, int8"):
+    with pytest.raises(ConfigError, match="precision must be .*no bf16 products.* Options: fp32, fp16, int8"):
         settings(run, tmp_path / "bundle", "precision=bf16", "formats=[onnx]")
     with pytest.raises(ConfigError, match="formats must name each format once"):
         settings(run, tmp_path / "bundle", "formats=[openvino,openvino]")
