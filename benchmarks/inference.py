@@ -5,9 +5,9 @@ short one, accuracy.
         [peer_python=<python with torch and transformers>] [count=512] [tokens=4096] [rounds=2]
 
 All take the same rows in the same batches: `count` texts, half of each label, sorted by length, at most `tokens` of
-them with padding in a batch. `model.predict` is Keras' of the run's model; every figure is a
-ratio to `savedmodel fp32`, or to the first side where no bundle has it. Bundles with exits let texts leave, and put the others together anew. Rounds alternate
-between the sides, the fastest counts. The result is benchmarks/results/inference.json.
+them with padding in a batch. `model.predict` is Keras' of the run's model; every figure is a ratio to `savedmodel
+fp32`, or to the first side where no bundle has it. Bundles with exits let texts leave, and put the others together
+anew. Rounds alternate between the sides, the fastest counts. The result is benchmarks/results/inference.json.
 """
 
 import json
