@@ -119,8 +119,10 @@ def draw(found: dict[str, dict], title: str) -> None:
         points = {name: values for name, values in found.items() if name.startswith("after") == fixed}
         across, up = ([values[key] for values in points.values()] for key in ("texts_per_second", "accuracy"))
         axes.plot(across, up, "s" if fixed else "o-", color=colour)
-        for name, x, y in zip(points, across, up, strict=True):
-            axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8, color=colour)
+        for number, (name, x, y) in enumerate(zip(points, across, up, strict=True)):
+            place = (4, (5, -12)[number % 2])  # neighbours would cover each other
+            axes.annotate(name, (x, y), xytext=place, textcoords="offset points", fontsize=8, color=colour)
+    axes.margins(x=0.15)
     axes.set_xlabel(f"texts a second ({title}, 2 cores)")
     axes.set_ylabel("accuracy on the test part, %")
     axes.set_title("Texts leave at exits: by points of dev that may be lost; and all at one layer", fontsize=10)
