@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from pydantic import AfterValidator, Field, NonNegativeFloat, PlainValidator, PositiveFloat, PositiveInt, SerializeAsAny
 
 from bert_mtl.kinds import KINDS, HeadSettings, head_settings
+from bert_mtl.precisions import REFUSED, Format, Precision
 from bert_mtl.rules import task_problems, text_problems, training_problems
 from conf.entry import Problem, Schema
 from conf.explain import Variants
@@ -290,19 +291,6 @@ class EmbedConfig(Schema):
         if not self.output.endswith((".npy", ".parquet")):
             found.append(Problem("output", "end in .npy or .parquet", self.output))
         return found
-
-
-Format = Literal["savedmodel", "graphdef", "openvino", "onnx", "litert"]
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
-REFUSED: dict[tuple[Format, Precision], str] = {
-    ("savedmodel", "bf16"): "a SavedModel in bf16 converts between types around every product",
-    ("savedmodel", "fp16"): "TensorFlow has no fp16 products for CPUs",
-    ("savedmodel", "int8"): "TensorFlow has no 8-bit products for a SavedModel of BERT",
-    ("graphdef", "bf16"): "a GraphDef in bf16 converts between types around every product",
-    ("onnx", "bf16"): "ONNX Runtime has no bf16 products for CPUs",
-    ("litert", "bf16"): "LiteRT's converter leaves float32 where bf16 is asked for",
-}
-"""Why a format does not take a precision; beside one that does, it is written in fp32."""
 
 
 class ExportConfig(Schema):

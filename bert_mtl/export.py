@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from bert_mtl.config import REFUSED, ExportConfig, Precision
+from bert_mtl.config import ExportConfig
 from bert_mtl.formats import Arrays, write_format
 from bert_mtl.gates import Exported, answers_of, check, judged, rows_of
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.manifest import manifest
 from bert_mtl.model_card import model_card
 from bert_mtl.multitask import MultiTaskModel
+from bert_mtl.precisions import REFUSED, Precision
 from bert_mtl.records import load_manifest, sha256
 from bert_mtl.runs import Run, RunError, check_examples, load_model, open_run
 from bert_mtl.saved_models import finish_saved_model

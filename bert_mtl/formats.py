@@ -11,10 +11,10 @@ import absl.logging
 import numpy as np
 import tensorflow as tf
 
-from bert_mtl.config import REFUSED, Format, Precision
 from bert_mtl.frozen import Frozen, freeze
 from bert_mtl.graph_passes import optimised
 from bert_mtl.onnx_names import settle
+from bert_mtl.precisions import REFUSED, Format, Precision
 from bert_mtl.quantisation import quantised
 from bert_mtl.runs import RunError
 from bert_mtl.served import ID_INPUTS, Served, Stage

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("conf", "spans", "bert_mtl", "data_prep", "serving", "benchmarks")
 ORDER = (
-    "ahead", "dropout", "labels", "kinds", "mixing", "rules", "config", "tasks", "tokenization", "weights",
-    "vocabulary", "records", "encoding", "workers", "masking", "packing", "batches", "taught", "part_reader",
+    "ahead", "dropout", "labels", "kinds", "mixing", "rules", "precisions", "config", "tasks", "tokenization",
+    "weights", "vocabulary", "records", "encoding", "workers", "masking", "packing", "batches", "taught", "part_reader",
     "input_pipeline", "pooling", "adapters", "encoder", "flash_attention", "attention", "checkpoints", "weighting",
     "r_drop", "exits", "multitask", "served", "optimization", "cluster", "rendezvous", "devices", "chief", "answers",
     "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking", "baselines", "mistakes",
