@@ -85,8 +85,8 @@ class Service:
     """
 
     def __init__(
-        self, bundle: Bundle, version: str, workers: Sequence[Worker | Local], limits: LimitsConfig, encode: EncodeConfig,
-        batcher: Batcher, metrics: VersionMetrics,
+        self, bundle: Bundle, version: str, workers: Sequence[Worker | Local], limits: LimitsConfig,
+        encode: EncodeConfig, batcher: Batcher, metrics: VersionMetrics,
     ) -> None:  # fmt: skip
         self.bundle, self.manifest, self.version = bundle, bundle.manifest, version
         self.workers, self.batcher, self.metrics = workers, batcher, metrics
