@@ -21,8 +21,9 @@ from serving.heads import Answer, Reads, Seen
 from serving.metrics import VersionMetrics
 from serving.pooling import Pooling
 from serving.rows import Row
-from serving.steps import VECTOR, Heads, Vectors, Want
+from serving.steps import VECTOR, Heads, Want
 from serving.tokenizer import Tokenizer
+from serving.vectors import plan
 from serving.workers import Local, Worker
 
 Result = dict[str, Answer]
@@ -160,7 +161,8 @@ class Service:
 
         Raises `Refused` for what the model does not have, else as `classify`.
         """
-        want = self._vectors(pooling or self._encode.pooling, self._encode.layers if layers is None else layers)
+        layers = self._encode.layers if layers is None else layers
+        want = plan(self.manifest, self.workers[0].opened, layers, pooling or self._encode.pooling)
         with self._request("encode", len(texts)) as seconds:
             self._check(texts, texts_b)
             rows = await self._aside(texts, self._tokenizer.rows, texts, texts_b)
@@ -288,22 +290,6 @@ class Service:
             return outputs[0] if len(outputs) == 1 else np.stack(outputs)
         places = [each.outputs[name][row.places] for row, each in zip(rows, found, strict=True)]
         return np.concatenate(places) if places else np.zeros((0, *head.shape), np.float32)
-
-    def _vectors(self, pooling: Pooling, layers: Sequence[int]) -> Vectors:
-        """Raises `Refused` for layers or poolings that the model does not have."""
-        opened = self.workers[0].opened
-        known = sorted(layer for stage in opened.stages for layer in stage.layers)
-        if not known:
-            raise Refused(
-                f"the bundle's {opened.engine} model has no vectors of its layers: export a run whose tasks share the "
-                "whole encoder with formats=[openvino] (or onnx, savedmodel, graphdef), by this version of bert_mtl"
-            )
-        count = known[-1] + 1
-        if not layers or not all(-count <= layer < count for layer in layers):
-            raise Refused(f"layers must be between {-count} and {count - 1}; got {list(layers)}")
-        if pooling == "cls_pooled" and not opened.stages[-1].pooled:
-            raise Refused("pooling cls_pooled must be of a model with BERT's pooler, which this one has not")
-        return Vectors(tuple(layer % count for layer in layers), pooling)
 
     def _check_count(self, texts: int) -> None:
         if texts > self._limits.texts:
