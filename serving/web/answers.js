@@ -13,9 +13,9 @@ const KINDS = [
   { key: "masks", card: guesses, brief: ({ masks }) => masks.map(([best]) => best.token).join(", ") || "no [MASK]" },
   { key: "labels", card: multilabel, brief: ({ labels }) => labels.join(", ") || "no label" },
   { key: "label", card: classification, brief: ({ label, probabilities }) => `${label} ${show(probabilities[label], "percent")}` },
-  { key: "value", card: regression, brief: ({ value }) => show(value, "number") },
-  { key: "similarity", card: similarity, brief: ({ similarity: value }) => show(value, "number") },
-  { key: "vector", card: vector, brief: ({ vector: numbers }) => `${numbers.length} numbers` },
+  { key: "value", slim: true, card: regression, brief: ({ value }) => show(value, "number") },
+  { key: "similarity", slim: true, card: similarity, brief: ({ similarity: value }) => show(value, "number") },
+  { key: "vector", slim: true, card: vector, brief: ({ vector: numbers }) => `${numbers.length} numbers` },
 ];
 const OTHER = { card: (answer) => h("pre", {}, JSON.stringify(answer, null, 1)), brief: () => "numbers" };
 
@@ -26,23 +26,28 @@ export const brief = (head, answer) => `${head}: ${kindOf(answer).brief(answer)}
 
 /** `about` is what /stats says of the head, where it does; `text` the first text, in which entities have their places. */
 export function answerCard(head, answer, text, about) {
-  return h("article", { class: "card", "data-head": head },
+  const { card, slim } = kindOf(answer);
+  return h("article", { class: `card ${slim ? "slim" : ""}`, "data-head": head },
     h("header", {}, h("h3", {}, head), about && h("small", {}, about.kind)),
-    kindOf(answer).card(answer, text));
+    card(answer, text));
 }
 
-const classification = ({ label, probabilities }) => [
-  h("p", { class: "big" }, label, " ", h("small", {}, show(probabilities[label], "percent"))),
-  bars(probabilities, [label]),
-];
+function classification({ label, probabilities }) {
+  return [
+    h("p", { class: "big" }, label, " ", h("small", {}, show(probabilities[label], "percent"))),
+    bars(probabilities, [label]),
+  ];
+}
 
-const multilabel = ({ labels, probabilities }) => [
-  labels.length
-    ? h("p", { class: "chips" }, labels.map((label) => h("span", { class: "chip on" }, label)))
-    : h("p", { class: "quiet" }, "No label reaches its threshold."),
-  bars(probabilities, labels, h("span", { class: "tick", role: "img", "aria-label": "over its threshold" }, "✓")),
-  h("p", { class: "quiet small" }, "✓ reaches the threshold of its label"),
-];
+function multilabel({ labels, probabilities }) {
+  return [
+    labels.length
+      ? h("p", { class: "chips" }, labels.map((label) => h("span", { class: "chip on" }, label)))
+      : h("p", { class: "quiet" }, "No label reaches its threshold."),
+    bars(probabilities, labels, h("span", { class: "tick", role: "img", "aria-label": "over its threshold" }, "✓")),
+    h("p", { class: "quiet small" }, "✓ reaches the threshold of its label"),
+  ];
+}
 
 function bars(probabilities, chosen, tick) {
   const sorted = Object.entries(probabilities).sort(([, a], [, b]) => b - a);
@@ -78,24 +83,31 @@ function entities({ spans }, text) {
   return spans.length ? marked : [marked, h("p", { class: "quiet" }, "No entity found.")];
 }
 
-const guesses = ({ masks }) => masks.length
-  ? masks.map((mask, index) => [
-      h("h4", {}, `[MASK]${masks.length > 1 ? ` ${index + 1}` : ""}`),
-      bars(Object.fromEntries(mask.map(({ token, probability }) => [token, probability])), [mask[0].token]),
-    ])
-  : h("p", { class: "quiet" }, "Write [MASK] in the text for a guess at the word.");
+function guesses({ masks }) {
+  if (!masks.length) return h("p", { class: "quiet" }, "Write [MASK] in the text for a guess at the word.");
+  return masks.map((mask, index) => [
+    h("h4", {}, `[MASK]${masks.length > 1 ? ` ${index + 1}` : ""}`),
+    bars(Object.fromEntries(mask.map(({ token, probability }) => [token, probability])), [mask[0].token]),
+  ]);
+}
 
-const regression = ({ value }) => h("p", { class: "big" }, show(value, "number"));
+function regression({ value }) {
+  return h("p", { class: "big" }, show(value, "number"));
+}
 
-const similarity = ({ similarity: value }) => [
-  h("p", { class: "big" }, show(value, "number"), " ", h("small", {}, "cosine")),
-  h("div", { class: "scale", "--at": (value + 1) / 2, "aria-hidden": "true" }),
-  h("p", { class: "ends", "aria-hidden": "true" }, h("span", {}, "−1 opposite"), h("span", {}, "0"), h("span", {}, "1 the same")),
-];
+function similarity({ similarity: value }) {
+  return [
+    h("p", { class: "big" }, show(value, "number"), " ", h("small", {}, "cosine")),
+    h("div", { class: "scale", "--at": (value + 1) / 2, "aria-hidden": "true" }),
+    h("p", { class: "ends", "aria-hidden": "true" }, h("span", {}, "−1 opposite"), h("span", {}, "0"), h("span", {}, "1 the same")),
+  ];
+}
 
-const vector = ({ vector: numbers }) => [
-  h("p", { class: "big" }, numbers.length, " ", h("small", {}, "numbers")),
-  strip(numbers.slice(0, 64)),
-  h("p", { class: "numbers" }, numbers.slice(0, 6).map((number) => show(number, "signed")).join("  "), numbers.length > 6 && "  …"),
-  copyButton(() => JSON.stringify(numbers), "Copy the vector"),
-];
+function vector({ vector: numbers }) {
+  return [
+    h("p", { class: "big" }, numbers.length, " ", h("small", {}, "numbers")),
+    strip(numbers.slice(0, 64)),
+    h("p", { class: "numbers" }, numbers.slice(0, 6).map((number) => show(number, "signed")).join("  "), numbers.length > 6 && "  …"),
+    copyButton(() => JSON.stringify(numbers), "Copy the vector"),
+  ];
+}

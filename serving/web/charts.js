@@ -16,17 +16,21 @@ export function chart(title, times, lines, unit = "", top = roundUp(Math.max(0, 
   return h("figure", { class: "chart" },
     h("span", { class: "top" }, `${show(top, "number")}${unit}`),
     svg("svg", { viewBox: `0 0 ${SECONDS} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label },
-      lines.map((line, index) => svg("path", { class: `line line-${index}`, d: path(line.values, x, y) }))),
+      lines.map(({ values }, index) => runs(values, x, y).map((run) => [
+        index === 0 && svg("path", { class: "area", d: `M${run[0][0]} ${HEIGHT}L${run.join("L")}L${run.at(-1)[0]} ${HEIGHT}Z` }),
+        svg("path", { class: `line line-${index}`, d: `M${run.join("L")}h0` }), // h0: a lone point is a dot
+      ]))),
     h("figcaption", {}, h("span", {}, "2 min ago"), h("span", {}, "now")));
 }
 
-function path(values, x, y) {
-  const drawn = (index) => values[index] != null;
-  const point = (index) => `${x(index).toFixed(1)} ${y(values[index]).toFixed(2)}`;
-  return values.map((_, index) => {
-    if (!drawn(index) || x(index) < 0) return "";
-    return drawn(index - 1) && x(index - 1) >= 0 ? `L${point(index)}` : `M${point(index)}h0`; // h0: a lone dot
-  }).join("");
+/** The points `[x, y]` of values that follow each other without a gap. */
+function runs(values, x, y) {
+  const found = [[]];
+  for (const [index, value] of values.entries()) {
+    if (value != null && x(index) >= 0) found.at(-1).push([x(index), y(value).toFixed(2)]);
+    else if (found.at(-1).length) found.push([]);
+  }
+  return found.filter((run) => run.length);
 }
 
 function inWords({ name, values }, unit) {
@@ -36,11 +40,11 @@ function inWords({ name, values }, unit) {
   return `${name}: from ${least} to ${most}, last ${show(known.at(-1), "number")}${unit}.`;
 }
 
-/** 1, 2 or 5 times a power of ten. */
+/** A round number for the top of a scale. */
 function roundUp(value) {
   if (value <= 1) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value);
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value);
 }
 
 /** Numbers as bars above and below a line. */
@@ -50,5 +54,5 @@ export function strip(values) {
     const height = (Math.abs(value) / most) * 16;
     return svg("rect", { x: index * 4, y: value > 0 ? 16 - height : 16, width: 3, height });
   });
-  return svg("svg", { class: "strip", viewBox: `0 0 ${values.length * 4} 32`, "aria-hidden": "true" }, bars);
+  return svg("svg", { class: "strip", viewBox: `0 0 ${values.length * 4} 32`, preserveAspectRatio: "none", "aria-hidden": "true" }, bars);
 }

@@ -7,15 +7,14 @@ import { onStats } from "./stats.js";
 const LATENCY = ["p50", "p95", "p99"];
 const share = (value) => (value == null ? null : value * 100);
 
-/** Each tile: its number now, what stands below, and its lines `{name, of}` over the history. */
+/** Each tile: its number now, its lines `{name, of}` over the history, and a note; without one, each line's number. */
 const TILES = [
   { title: "Requests", unit: " /s", big: (now) => show(now.requests_per_second, "count"),
     note: () => "answered each second", lines: [{ name: "requests", of: (second) => second.requests }] },
   { title: "Texts", unit: " /s", big: (now) => show(now.texts_per_second, "count"),
     note: () => "read each second", lines: [{ name: "texts", of: (second) => second.texts }] },
   { title: "Latency", unit: " ms", big: (now) => show(now.latency_ms.p50, "count"),
-    note: ({ latency_ms: ms }) => LATENCY.map((name) => `${name} ${show(ms[name], "count")}`).join(" · "),
-    lines: LATENCY.map((name) => ({ name, of: (second) => second[name] })) },
+    lines: LATENCY.map((name) => ({ name, of: (second) => second[name], now: (now) => now.latency_ms[name] })) },
   { title: "Queue", unit: " texts", big: (now) => show(now.queue.texts, "count"),
     note: ({ queue }) => `${show(queue.tokens, "count")} tokens · room for ${show(queue.limit, "count")} texts`,
     lines: [{ name: "texts waiting", of: (second) => second.queue }] },
@@ -23,8 +22,8 @@ const TILES = [
     note: ({ batch }) => `of a batch is text, not padding · ${show(batch.rows, "count")} rows`,
     top: 100, lines: [{ name: "fill", of: (second) => share(second.fill) }] },
   { title: "Turned away", unit: " /s", big: (now) => show(now.refused_per_second + now.failed_per_second, "count"),
-    note: (now) => `refused ${show(now.refused_per_second, "count")} · failed ${show(now.failed_per_second, "count")}`,
-    lines: [{ name: "refused", of: (second) => second.refused }, { name: "failed", of: (second) => second.failed }] },
+    lines: [{ name: "refused", of: (second) => second.refused, now: (now) => now.refused_per_second },
+      { name: "failed", of: (second) => second.failed, now: (now) => now.failed_per_second }] },
 ];
 
 let last; // when numbers came
@@ -34,7 +33,7 @@ export function startDashboard() {
   onStats((stats, error) => {
     freshness(error);
     if (!stats || byId("panel-live").hidden) return;
-    byId("uptime").textContent = `${stats.model} · up for ${duration(stats.uptime)}`;
+    byId("uptime").textContent = `Up for ${duration(stats.uptime)}`;
     byId("tiles").replaceChildren(...TILES.map((each) => tile(each, stats)));
     const versions = JSON.stringify(stats.versions);
     if (versions !== drawn) byId("versions").replaceChildren(...stats.versions.map(card)); // else a selection would go
@@ -58,18 +57,17 @@ function tile({ title, unit, big, note, top, lines }, { now, history }) {
   return h("article", { class: "card tile" },
     h("h3", {}, title),
     h("p", { class: "big" }, big(now), h("small", {}, unit)),
-    h("p", { class: "quiet small" }, note(now)),
-    chart(title, times, drawnLines, unit, top),
-    lines.length > 1 && h("p", { class: "legend small", "aria-hidden": "true" },
-      lines.map(({ name }, index) => h("span", { class: `key-${index}` }, name))));
+    h("p", { class: "quiet small" }, note?.(now) ?? lines.map((line, index) =>
+      h("span", { class: `key-${index}` }, `${line.name} ${show(line.now(now), "count")} `))),
+    chart(title, times, drawnLines, unit, top));
 }
 
-const STATES = { AVAILABLE: "good", ready: "good", END: "off", UNLOADING: "off" };
-const badge = (state) => h("span", { class: "badge", "data-state": STATES[state] ?? "bad" }, state);
+const STATES = { AVAILABLE: "good", ready: "good", LOADING: "busy", starting: "busy", UNLOADING: "busy", END: "busy" };
+const badge = (state, error) => h("span", { class: "badge", "data-state": error ? "bad" : STATES[state] ?? "bad" }, state);
 
 function card({ version, state, error, engine, precision, requests, workers, heads }) {
   return h("article", { class: "card" },
-    h("header", {}, h("h3", {}, `Version ${version}`), badge(state)),
+    h("header", {}, h("h3", {}, `Version ${version}`), badge(state, error)),
     error && h("p", { class: "notice error" }, error),
     h("p", { class: "quiet" }, `${engine} · ${precision} · ${show(requests, "count")} requests`),
     h("p", { class: "chips" }, Object.entries(heads).map(([name, head]) => h("span", { class: "chip" }, `${name}: ${head.kind}`))),

@@ -6,7 +6,7 @@ import { groups } from "./words.js";
 
 const MOST = 60; // texts with something left out
 const LISTED = 8; // words in the list
-const FAINT = 0.04; // of the largest change: words below it are not coloured
+const FAINT = 0.08; // of the largest change: words below it are not coloured
 
 /**
  * A card with a button that explains the result of the request `body`, or null where the text has but one word.
@@ -17,22 +17,23 @@ export function explanation(body, result, options, failed) {
   const parts = groups(texts, MOST);
   const targets = targetsOf(result);
   if (!parts.length || !targets.length) return null;
+  const status = h("p", { class: "quiet small", role: "status" });
   const place = h("div", {});
   const button = h("button", { type: "button", onclick: async () => {
     button.disabled = true;
-    place.replaceChildren(h("p", { class: "quiet", role: "status" }, `Asking about ${parts.length} shortened texts`));
+    status.textContent = `Asking about ${parts.length} shortened texts`;
     try {
       const { results } = await ask("classify", { ...options, body: { ...body, ...shortened(texts, parts) } });
-      place.replaceChildren(...explained(texts, parts, results, targets));
+      place.replaceChildren(...explained(texts, parts, results, targets, status));
       button.hidden = true;
     } catch (error) {
-      place.replaceChildren();
+      status.textContent = "";
       failed(error);
     }
     button.disabled = false;
   } }, "Which words mattered?");
   return h("article", { class: "card", id: "words" },
-    h("header", {}, h("h3", {}, "Words"), h("small", {}, "each left out in turn")), button, place);
+    h("header", {}, h("h3", {}, "Words"), h("small", {}, "each left out in turn")), button, place, status);
 }
 
 /** The whole text first, then what is left of it without each part. */
@@ -57,14 +58,14 @@ function targetsOf(result) {
   });
 }
 
-function explained(texts, parts, results, targets) {
-  const view = h("div", { role: "status" });
+function explained(texts, parts, results, targets, status) {
+  const view = h("div");
   const draw = (target) => {
     const [whole, ...rest] = results.map(target.of);
     const changes = rest.map((value) => whole - value);
     const most = Math.max(...changes.map(Math.abs), 0.0005);
+    status.textContent = `${target.name} is ${show(whole, "number")}. The numbers say by how much it falls (+) or rises (−) without a word.`;
     view.replaceChildren(
-      h("p", { class: "quiet small" }, `${target.name} is ${show(whole, "number")}. Without a word it falls (+) or rises (−) by:`),
       ...texts.map((text, side) => h("p", { class: "text" }, painted(text, side, parts, changes, most))),
       h("p", { class: "legend small" }, h("span", { class: "for", "--weight": 0.7 }, "speaks for it"), " ",
         h("span", { class: "against", "--weight": 0.7 }, "speaks against it")),
@@ -82,8 +83,10 @@ function painted(text, side, parts, changes, most) {
   const spans = parts.map((part, index) => {
     const share = changes[index] / most;
     const kind = Math.abs(share) < FAINT ? "" : share > 0 ? "for" : "against";
-    return part.side === side && h("span", { class: kind, "--weight": Math.abs(share), title: show(changes[index], "signed") },
-      text.slice(part.start, part.end));
+    const said = text.slice(part.start, part.end);
+    const word = said.trimEnd();
+    return part.side === side && [h("span", { class: kind, "--weight": Math.abs(share), title: show(changes[index], "signed") },
+      word), said.slice(word.length)];
   });
   return spans.some(Boolean) ? spans : text;
 }
@@ -92,7 +95,7 @@ function listed(texts, parts, changes) {
   const order = [...changes.keys()].sort((a, b) => Math.abs(changes[b]) - Math.abs(changes[a])).slice(0, LISTED);
   return h("ol", { class: "top-words", "aria-label": "Words that mattered most" }, order.map((index) => {
     const { side, start, end } = parts[index];
-    const word = texts[side].slice(start, end).trim();
+    const word = texts[side].slice(start, end).replace(/[\s\p{P}]+$/u, "");
     return h("li", {}, h("span", {}, word), h("span", { class: "share" }, show(changes[index], "signed")));
   }));
 }

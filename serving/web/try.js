@@ -58,7 +58,8 @@ function known() {
   byId("second-part").hidden = !pairs.length;
   byId("second").required = all.length > 0 && all.every(([, head]) => head.reads === "pair");
   byId("second-why").textContent = `${byId("second").required ? "" : "if you like; "}for ${pairs.join(", ")}`;
-  const fits = ({ kind, reads }) => (!kind && !reads) || all.some(([, head]) => head.kind === kind || reads?.includes(head.reads));
+  const fits = ({ kind, reads, second }) => (second || !byId("second").required) &&
+    ((!kind && !reads) || all.some(([, head]) => head.kind === kind || reads?.includes(head.reads)));
   byId("examples").replaceChildren(...EXAMPLES.filter(fits).map((example) =>
     h("button", { type: "button", class: "chip", onclick: () => {
       byId("text").value = example.text;
@@ -96,18 +97,19 @@ async function send() {
   if (mine === current) byId("output").removeAttribute("aria-busy");
 }
 
-const said = (text) => (byId("said").textContent = text);
+/** What everybody reads, and what is only heard: the cards show it. */
+const said = (seen, heard = "") => byId("said").replaceChildren(seen, heard && h("span", { class: "heard" }, heard));
 
 function present(request, { results: [result], truncated: [truncated], model }, milliseconds, options) {
   const answers = Object.entries(result);
-  const time = `${model.name} ${model.version}, ${show(milliseconds, "count")} ms`;
-  said(`${answers.map(([head, answer]) => brief(head, answer)).join(" · ")} (${time})`);
+  said(`${model.name} ${model.version} answered in ${show(milliseconds, "count")} ms`,
+    `: ${answers.map(([head, answer]) => brief(head, answer)).join("; ")}`);
   const command = curl("classify", request);
   byId("answers").replaceChildren(...[
     truncated && h("p", { class: "notice" }, "The text is longer than the model reads: it answered from a part of it."),
     ...answers.map(([head, answer]) => answerCard(head, answer, request.texts[0], heads[head])),
     explanation(request, result, options, fail),
-    h("details", { class: "card" }, h("summary", {}, "The same as a command"), h("pre", { tabindex: "0" }, command),
+    h("details", { class: "card" }, h("summary", {}, "The same as a command"), h("pre", {}, command),
       copyButton(() => command, "Copy the command")),
   ].filter(Boolean));
 }

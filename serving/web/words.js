@@ -2,6 +2,7 @@
 
 const segmenter = new Intl.Segmenter(undefined, { granularity: "word" });
 const BETWEEN_WORDS = /^[\s\p{P}]+$/u;
+const OPENING = /(?:^|\s)(\p{P}+)$/u; // marks between a space and a word: they belong to the word
 
 /** Where each character (code point, as the server counts) begins, and the end: `text.slice(at[start], at[end])`. */
 export function unitsOfCharacters(text) {
@@ -12,7 +13,12 @@ export function unitsOfCharacters(text) {
 
 /** `[start, end]` of each word, with what follows it up to the next; together they are the whole text. */
 export function words(text) {
-  const starts = [...segmenter.segment(text)].filter((part) => !BETWEEN_WORDS.test(part.segment)).map((part) => part.index);
+  let end = 0;
+  const starts = [...segmenter.segment(text)].filter(({ segment }) => !BETWEEN_WORDS.test(segment)).map(({ index, segment }) => {
+    const opening = OPENING.exec(text.slice(end, index))?.[1].length ?? 0;
+    end = index + segment.length;
+    return index - opening;
+  });
   return starts.map((start, index) => [index ? start : 0, starts[index + 1] ?? text.length]);
 }
 
