@@ -30,6 +30,7 @@ from serving.metrics import Metrics, VersionMetrics
 from serving.models import Models
 from serving.service import Service
 from serving.steps import WorkerSettings
+from serving.tracing import start_tracing, traced
 from serving.workers import Worker
 
 EXAMPLE = {"texts": ["A wonderful film.", "Two hours of my life I will not get back."]}
@@ -56,11 +57,13 @@ def serve(config: ServeConfig) -> None:
 async def answer(config: ServeConfig, listener: socket.socket) -> None:
     """Answers on the bound socket until SIGTERM or SIGINT, then drains for at most `http.drain` seconds."""
     keys, metrics = read_keys(config.http.keys), Metrics()
+    if config.tracing:
+        start_tracing()
     models = Models(
         config.bundle, config.versions, lambda bundle, version: deployed(bundle, version, config, metrics), metrics
     )
     await models.start()
-    app = create_app(models, metrics, config.limits.body, keys)
+    app = traced(create_app(models, metrics, config.limits.body, keys))
     http = config.http
     server = uvicorn.Server(
         uvicorn.Config(

@@ -23,6 +23,7 @@ from serving.pooling import Pooling
 from serving.rows import Row
 from serving.steps import VECTOR, Heads, Want
 from serving.tokenizer import Tokenizer
+from serving.tracing import span
 from serving.vectors import plan
 from serving.workers import Local, Worker
 
@@ -165,7 +166,8 @@ class Service:
         want = plan(self.manifest, self.workers[0].opened, layers, pooling or self._encode.pooling)
         with self._request("encode", len(texts)) as seconds:
             self._check(texts, texts_b)
-            rows = await self._aside(texts, self._tokenizer.rows, texts, texts_b)
+            with span("tokenize", texts=len(texts)):
+                rows = await self._aside(texts, self._tokenizer.rows, texts, texts_b)
             found = await self._run([(row, want) for row in rows], seconds(timeout))
             vectors = [each.outputs[VECTOR] for each in found]
             return Encoded(vectors, [row.ids.tolist() for row in rows], [row.truncated for row in rows])
@@ -233,7 +235,8 @@ class Service:
         def read() -> list[_Read]:
             return [_Read(names, self._tokenizer.read(way, texts, texts_b)) for way, names in ways.items()]
 
-        return await self._aside(texts, read)
+        with span("tokenize", texts=len(texts)):
+            return await self._aside(texts, read)
 
     def _ways(self, pairs: bool, names: Collection[str]) -> dict[Reads, list[str]]:
         """The ways in which heads read texts (or pairs), and the heads of each; none where no head reads them so. Of a
@@ -260,7 +263,8 @@ class Service:
     async def _run(self, rows: Sequence[tuple[Row, Want]], seconds: float) -> list[Found]:
         """Whether it succeeds says whether the model answers."""
         try:
-            found = await self.batcher.run(rows, seconds)
+            with span("infer", rows=len(rows), tokens=sum(len(row.ids) for row, _ in rows)):
+                found = await self.batcher.run(rows, seconds)
         except (EngineError, DeadlineExceeded):
             self._works = False
             raise
