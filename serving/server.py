@@ -159,12 +159,13 @@ def _refused(http: HttpConfig, error: OSError) -> AddressError:
 
 
 def greeting(service: Service, listener: socket.socket, tls: bool = False) -> str:
-    """The line that says where the server is and how to ask it."""
+    """The lines that say where the server is and how to ask it."""
     host, port = listener.getsockname()[:2]
     url = f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
     example = EXAMPLE if service.reads(pairs=False) else EXAMPLE | EXAMPLE_B
     curl = ["curl", "-s", f"{url}/classify", "-H", "content-type: application/json", "-d", json.dumps(example)]
-    return f"{url} answers from {service.manifest.name} {service.version}; try: {shlex.join(curl)}"
+    first = f"{url} answers from {service.manifest.name} {service.version}; try: {shlex.join(curl)}"
+    return f"{first}\na page to try it: {url}/ and all that can be asked: {url}/docs"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

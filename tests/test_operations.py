@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from local_server import LIMITS, local_service, running
 from test_bundle import HEADS, edit_manifest, write_bundle
 from test_serving import Gate, dummy, server_process
 
+from conf.entry import compose
 from conf.errors import ConfigError
 from serving.bundle import BundleError, load_bundle
+from serving.config import ServeConfig
 from serving.errors import NotReady, UnknownVersion
 from serving.keys import Keys, read_keys
 from serving.metrics import Metrics
@@ -363,3 +367,25 @@ def test_tls(tmp_path):
         with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as plain:
             plain.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200" not in plain.recv(100)
+
+
+# --- deployment
+
+
+def test_manifests_for_kubernetes_are_valid_and_name_what_there_is():
+    validate = pytest.importorskip("kubernetes_validate").validate
+    folder, kinds = Path(__file__).parents[1] / "deploy/kubernetes", []
+    for file in sorted(folder.glob("*.yaml")):
+        for manifest in yaml.safe_load_all(file.read_text()):
+            kinds.append(manifest["kind"])
+            if manifest["kind"] != "InferenceService":  # which is not Kubernetes' own
+                validate(manifest, "1.31", strict=True)
+    assert set(kinds) == {
+        "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "InferenceService",
+    }  # fmt: skip
+    text = Metrics().exposition().decode() + "".join(file.read_text() for file in folder.glob("*.yaml"))
+    assert text.count("bert_mtl_queue_texts") > 1
+    for file in [*folder.glob("*.yaml"), folder.parent / "compose.yaml"]:
+        for override in re.findall(r'"([a-z_.]+=[^"]*)"', file.read_text()):
+            if not override.startswith("-"):
+                compose("serve", ["bundle=b", override] if "bundle=" not in override else [override], ServeConfig)
