@@ -6,11 +6,13 @@
         [ours="max_length=256"] [count=400] [clients=16] [rounds=3]
 
 All get the same `count` texts, half IMDB and half SST-2, in the same order, cut at 256 tokens; all take the run's
-weights. `fastapi` is `benchmarks.peers.fastapi_onnx`; `infinity` infinity-emb, with its PyTorch engine as installed,
-and with its ONNX Runtime engine on the same int8 model as `fastapi`; `bert_serving` bert-serving-server 1.10.0 with two
-workers. The servers run side by side, one of them at work at a time: a round asks each in turn, the fastest round
-counts. Ready is a server once it answers; memory is the most after any round, with all processes of a server. The
-result is benchmarks/results/serving.json.
+weights. What the Pythons need is in benchmarks/peers/requirements. `fastapi` is `benchmarks.peers.fastapi_onnx`;
+`infinity` infinity-emb, with its PyTorch engine as installed, and with its ONNX Runtime engine on the int8 model that
+`fastapi` has, in batches of 32 (its default), 4 and 1; `bert_serving` bert-serving-server 1.10.0 with two workers.
+
+The servers run side by side, one of them at work at a time: a round asks each in turn, the fastest round counts. Ready
+is a server once it answers; memory is the most after any round, with all processes of a server. The result is
+benchmarks/results/serving.json.
 """
 
 import asyncio
@@ -23,7 +25,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,8 @@ ROOT = Path(__file__).parents[1]
 OWN = {"bundle": "", "run": "", "imdb": "", "sst2": "", "torch": "", "fastapi": "", "infinity": "", "bert_serving": ""}
 OWN |= {"ours": "max_length=256", "count": "400", "clients": "16", "rounds": "3", "result": "serving"}
 SHORT, SHORT_CALLS = "A slow start, but I loved the ending!", 100
+INFINITIES = {"infinity": "--engine torch"}
+INFINITIES |= {f"infinity onnx int8 by {size}": f"--engine optimum --batch-size {size}" for size in (32, 4, 1)}
 WARM_UP = 64  # texts
 START = 180.0  # seconds a server may take to answer
 
@@ -96,8 +99,8 @@ def sides_of(own: dict[str, str], work: Path) -> dict[str, Side]:
     if own["fastapi"]:
         chosen["fastapi onnx int8"] = sides.fastapi_onnx(own["fastapi"], work, head["labels"], clients)
     if own["infinity"]:
-        for engine, title in (("torch", "infinity"), ("optimum", "infinity onnx int8")):
-            chosen[title] = sides.infinity(own["infinity"], work, engine, likelier, clients)
+        for title, options in INFINITIES.items():
+            chosen[title] = sides.infinity(own["infinity"], work, options.split(), likelier, clients)
     if own["bert_serving"]:
         command = [sys.executable, "-m", "benchmarks.peers.tf1_checkpoint", str(run), str(work / "tf1")]
         subprocess.run(command, check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -186,7 +189,10 @@ async def short(ask: Ask) -> float:
 
 def row(values: dict[str, Any], ours: dict[str, Any], labels: np.ndarray) -> dict[str, Any]:
     best, own = (min(side["rounds"], key=lambda each: each.seconds) for side in (values, ours))
-    quantile = partial(np.percentile, best.latencies)
+
+    def quantile(percent: int) -> float:
+        return float(np.percentile(best.latencies, percent))
+
     return {
         "requests_per_second": round(len(labels) / best.seconds, 1),
         "ours_to_it": round(best.seconds / own.seconds, 2),

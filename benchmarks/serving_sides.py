@@ -122,7 +122,7 @@ def fastapi_onnx(python: str, models: Path, labels: list[str], clients: int) -> 
     return Side(command, asker, python, ("fastapi", "uvicorn", "onnxruntime", "tokenizers"))
 
 
-def infinity(python: str, models: Path, engine: str, head: Callable[[np.ndarray], int], clients: int) -> Side:
+def infinity(python: str, models: Path, options: list[str], head: Callable[[np.ndarray], int], clients: int) -> Side:
     """Its `/embeddings`, as its `/classify` cuts no texts with ONNX Runtime; the head is this process' to apply.
 
     The vectors come with length 1: that leaves which label is likelier as it is, but for a bias near 0.
@@ -137,11 +137,11 @@ def infinity(python: str, models: Path, engine: str, head: Callable[[np.ndarray]
 
     command = [
         str(Path(python).with_name("infinity_emb")), "v2", "--model-id", str(models / "hf"), "--served-model-name", "m",
-        "--engine", engine, "--device", "cpu", "--host", "127.0.0.1", "--port", "{port}",
-        "--pooling-method", "mean", "--log-level", "warning",
+        "--device", "cpu", "--host", "127.0.0.1", "--port", "{port}", "--pooling-method", "mean",
+        "--log-level", "warning", *options,
     ]  # fmt: skip
     offline = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-    packages = ("infinity-emb", "torch", "transformers", "onnxruntime")
+    packages = ("infinity-emb", "torch", "transformers", "optimum", "onnxruntime")
     return Side(command, asker, python, packages, offline)
 
 
