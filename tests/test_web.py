@@ -196,7 +196,7 @@ def open_page(server: StandIn, browser: playwright.Browser) -> Iterator[Callable
 
 
 def _refusal(text: str) -> bool:
-    return re.search(r"status of (401|422|429|502)", text) is not None
+    return re.search(r"status of (401|422|429|502)|ERR_FAILED", text) is not None
 
 
 def ask(page: Page, text: str) -> None:
@@ -280,6 +280,16 @@ def test_the_words_of_long_pairs_are_left_out_in_groups(open_page, server):
     assert body["texts_b"][-1] == "one two three " * 29 + "one "
 
 
+def test_words_are_those_of_the_language_with_the_marks_around_them(open_page):
+    page = open_page()
+    split = "async text => (await import('/web/words.js')).words(text).map(([start, end]) => text.slice(start, end))"
+    said = "\u201cGreat\u201d, don't (really) miss [MASK]! \U0001f3ac\n"
+    words = ["\u201cGreat\u201d, ", "don't ", "(really) ", "miss ", "[MASK]! ", "\U0001f3ac\n"]
+    assert page.evaluate(split, said) == words
+    assert page.evaluate(split, "\u7535\u5f71\u5f88\u597d\u3002") == ["\u7535\u5f71", "\u5f88\u597d\u3002"]
+    assert page.evaluate(split, " ... ") == []
+
+
 def test_a_truncated_text_is_said(open_page, server):
     server.truncated = True
     page = open_page()
@@ -361,8 +371,8 @@ def test_the_dashboard_shows_the_servers_numbers_in_words_too(open_page):
         ),
     )
     line = tiles.nth(2).locator("path").first.get_attribute("d")
-    assert line.startswith("M62 60L62,50.85L63,50.70")  # nothing while idle, then one point a second
-    assert line.endswith("L119,42.30L120,42.15L120 60Z")
+    assert line.startswith("M62,50.85L63,50.70L64")  # nothing while idle, then one point a second
+    assert line.endswith("L119,42.30L120,42.15V60H62Z")
     versions = page.locator("#versions article")
     expect(versions).to_have_count(2)
     expect(versions.first).to_contain_text("openvino · int8 · 1,234 requests")
@@ -378,7 +388,11 @@ def test_the_dashboard_says_when_its_numbers_are_old(open_page, server):
     expect(page.locator(".tile")).to_have_count(6)
     server.silent = True
     page.clock.run_for(1000)
-    expect(page.locator("#fresh")).to_contain_text("502")
+    expect(page.locator("#fresh")).to_contain_text("The server answered 502 Bad Gateway. The numbers are of ")
+    page.route("**/stats", lambda route: route.abort())
+    page.clock.run_for(1000)
+    expect(page.locator("#fresh")).to_contain_text("The server does not answer. The numbers are of ")
+    page.unroute("**/stats")
     expect(page.locator("#numbers")).to_have_class("stale")
     server.silent = False
     page.clock.run_for(1000)
