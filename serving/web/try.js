@@ -102,7 +102,7 @@ const said = (seen, heard = "") => byId("said").replaceChildren(seen, heard && h
 
 function present(request, { results: [result], truncated: [truncated], model }, milliseconds, options) {
   const answers = Object.entries(result);
-  said(`${model.name} ${model.version} answered in ${show(milliseconds, "count")} ms`,
+  said(`${model.name}, version ${model.version}, answered in ${show(milliseconds, "count")} ms`,
     `: ${answers.map(([head, answer]) => brief(head, answer)).join("; ")}`);
   const command = curl("classify", request);
   if (byId("said").getBoundingClientRect().top > innerHeight * 0.8) byId("said").scrollIntoView(); // on narrow screens
