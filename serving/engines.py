@@ -147,22 +147,24 @@ def _openvino(bundle: Bundle, stage: StageFiles, precision: Precision, threads: 
         settings |= {"INFERENCE_NUM_THREADS": str(threads)}
     bundle.file(stage.path.replace(".xml", ".bin"))
     model = core.read_model(bundle.file(stage.path))
-    results = {name: port.get_node() for port in model.outputs for name in port.get_names()}
+    # One output may have two names, as `next_states` are those of a layer.
+    place_of = {name: place for place, port in enumerate(model.outputs) for name in port.get_names()}
 
     def compiled(names: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
         """Without what the named outputs do not need."""
-        part = openvino.Model([results[name] for name in names], model.get_parameters(), "part")
+        places = sorted({place_of[name] for name in names})
+        part = openvino.Model([model.outputs[place].get_node() for place in places], model.get_parameters(), "part")
         request = core.compile_model(part, "CPU", settings).create_infer_request()
 
         def infer(arrays: Arrays) -> dict[str, np.ndarray]:
-            outputs = request.infer(dict(arrays)).values()
+            outputs = dict(zip(places, request.infer(dict(arrays)).values(), strict=True))
             # The next call writes into the same memory.
-            return {name: output.copy() for name, output in zip(names, outputs, strict=True)}
+            return {name: outputs[place_of[name]].copy() for name in names}
 
         return infer
 
     models: dict[tuple[str, ...], Callable[[Arrays], dict[str, np.ndarray]]] = {}
-    default, everything = tuple(_wanted(stage, results, None)), tuple(results)
+    default, everything = tuple(_wanted(stage, place_of, None)), tuple(place_of)
 
     def model_of(names: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
         """That of the heads, of the first other outputs that were asked for, or of all: each takes as much memory."""
@@ -175,7 +177,7 @@ def _openvino(bundle: Bundle, stage: StageFiles, precision: Precision, threads: 
     model_of(default)
 
     def run(arrays: Arrays, asked: Outputs | None) -> dict[str, np.ndarray]:
-        names = _wanted(stage, results, asked)
+        names = _wanted(stage, place_of, asked)
         found = model_of(names)(arrays)
         return {name: found[name] for name in names}
 

@@ -20,8 +20,9 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tokenizers import Tokenizer as RustTokenizer
 
 from bert_mtl.config import ExportConfig, TrainConfig
+from bert_mtl.embed import Embedder
 from bert_mtl.encoder import BertEncoder, EncoderConfig
-from bert_mtl.export import calibration_texts, dev_part, export, write_bundle, write_tokenizer
+from bert_mtl.export import calibration_texts, check_export, dev_part, export, write_bundle, write_tokenizer
 from bert_mtl.formats import write_format
 from bert_mtl.gates import rows_of
 from bert_mtl.kinds import DataError
@@ -38,8 +39,9 @@ from conf.errors import ConfigError
 from serving import engines
 from serving.bundle import Bundle, EngineFiles, load_bundle
 from serving.config import LimitsConfig
-from serving.engines import OPENERS, open_engine
+from serving.engines import OPENERS, Engine, open_engine
 from serving.service import Service
+from serving.vectors import NoVectors, plan
 from spans.tags import Decoder
 
 TASKS = {
@@ -59,6 +61,7 @@ TEXTS = [
     "the [MASK] was [MASK]. " * 2,
     "\u200b",  # no word at all
 ]
+ROWS = {name: np.array([[value] * 4], np.int32) for name, value in dict(token_ids=9, type_ids=0, segment_ids=1).items()}
 TEXTS_B = ["it was not", "one", "two three! " * 9, "電影 good", "a [MASK]", "fine"]
 
 
@@ -184,6 +187,9 @@ def test_tasks_with_weights_of_their_own_in_the_encoder_keep_them(tmp_path, toke
     answers, predictor = server(exported(run)), Predictor(run.folder)
     assert_alike(answers(TEXTS), predictor.predict(TEXTS))
     assert_alike(answers(TEXTS, TEXTS_B), predictor.predict(TEXTS, TEXTS_B))
+    loaded = load_bundle(run.folder.parent / "run bundle")
+    with pytest.raises(NoVectors, match="tasks have weights of their own in the encoder"):
+        plan(loaded.manifest, open_engine("savedmodel", loaded), [-1], "mean")
 
 
 # --- formats
@@ -194,6 +200,59 @@ def test_every_format_answers_as_the_run_does(bundle, predictor, engine):
     answers = server(bundle, engine)
     assert_alike(answers(TEXTS), predictor.predict(TEXTS))
     assert_alike(answers(TEXTS, TEXTS_B), predictor.predict(TEXTS, TEXTS_B))
+
+
+VECTORS = [("cls", [-1]), ("max", [1]), ("mean_max", [0]), ("mean", [0, -1])]
+
+
+def vectors(engine: Engine, bundle: Bundle, run: Run, texts: list[str], layers: list[int], pooling: str) -> np.ndarray:
+    """Of texts that an engine takes at once."""
+    asked, arrays = plan(bundle.manifest, engine, layers, pooling), rows_of_texts(run, texts)
+    found, lengths = {}, arrays["segment_ids"].sum(axis=1)
+    for number, names in enumerate(asked.asked):
+        outputs = engine.run(number, arrays, names)
+        assert set(outputs) == set(names)
+        arrays["states"] = outputs.pop("next_states", None)
+        found |= outputs
+    cut = [{name: each[row][:length] for name, each in found.items()} for row, length in enumerate(lengths)]
+    if "pooled" in found:
+        cut = [{"pooled": each} for each in found["pooled"]]
+    return np.stack([asked.vector(each) for each in cut])
+
+
+@pytest.fixture(scope="module")
+def embedded(predictor) -> list[np.ndarray]:
+    return [Embedder(predictor, layers, pooling).embed(TEXTS[:4]) for pooling, layers in VECTORS]
+
+
+@pytest.mark.parametrize("name", [name for name in OPENERS if name != "litert"])
+def test_a_bundles_vectors_are_those_of_the_run(bundle, run, embedded, name):
+    loaded = load_bundle(bundle)
+    engine = open_engine(name, loaded)
+    for (pooling, layers), expected in zip(VECTORS, embedded, strict=True):
+        np.testing.assert_allclose(vectors(engine, loaded, run, TEXTS[:4], layers, pooling), expected, atol=1e-4)
+    both = engine.run(0, rows_of_texts(run, TEXTS[:4]), ["stars", "layer_1"])
+    np.testing.assert_allclose(both["layer_1"][:, 0], embedded[0], atol=1e-4)
+    assert not engine.stages[0].pooled  # all heads read means
+    assert set(both) == {"stars", "layer_1"} and not set(engine.stages[0].vectors) & set(engine.predict(ROWS)[0])
+
+
+def test_litert_gives_heads_alone(bundle):
+    loaded = load_bundle(bundle)
+    engine = open_engine("litert", loaded)
+    with pytest.raises(NoVectors, match="Options: savedmodel, |Options: openvino, "):
+        plan(loaded.manifest, engine, [-1], "mean")
+    assert set(engine.predict(ROWS)[0]) == set(loaded.manifest.heads)
+
+
+def test_the_pooled_output_is_that_of_the_pooler(tmp_path, tokenizer):
+    run = make_run(tmp_path / "run", ["stars"], tokenizer, pooling="cls")
+    loaded = load_bundle(exported(run, "formats=[openvino]"))
+    engine = open_engine("openvino", loaded)
+    kernel, bias = (weight.numpy() for weight in load_model(run, dtype="float32").encoder.pooler.weights)
+    first = vectors(engine, loaded, run, TEXTS, [-1], "cls")
+    expected = np.tanh(first @ kernel + bias)
+    np.testing.assert_allclose(vectors(engine, loaded, run, TEXTS, [-1], "cls_pooled"), expected, atol=1e-4)
 
 
 READERS = {
@@ -481,6 +540,34 @@ def test_a_model_in_stages_answers_as_one_that_is_whole(staged):
     np.testing.assert_allclose(found["mood"], served.ids(**rows)["mood"], atol=1e-6)
     assert np.abs(passed["mood"] - found["mood"]).max() > 1e-3
     assert [stage.depth for stage in served.stages(exits=False)] == [2]
+
+
+def test_vectors_of_a_model_in_stages_are_those_of_the_run(staged, tmp_path):
+    model = load_model(staged, dtype="float32")
+    served = Served(model, staged.tokenizer, staged.tasks, staged.facts.pairs)
+    files = EngineFiles.model_validate(
+        write_format("openvino", served, served.stages(exits=True), tmp_path, "fp32", [])
+    )
+    assert [stage.layers for stage in files.stages] == [[0, 1], [2]]
+    written = {path.relative_to(tmp_path).as_posix(): "" for path in tmp_path.rglob("*") if path.is_file()}
+    loaded = Bundle(tmp_path, SimpleNamespace(engines={"openvino": files}, files=written))
+    engine, texts = open_engine("openvino", loaded), ["good the", "not was the plot"]
+    expected = Embedder(Predictor(staged.folder), [0, 1, 2], "mean").embed(texts)
+    np.testing.assert_allclose(vectors(engine, loaded, staged, texts, [0, 1, 2], "mean"), expected, atol=1e-4)
+    hidden = expected.shape[1] // 3
+    lower = vectors(engine, loaded, staged, texts, [1], "mean")
+    np.testing.assert_allclose(lower, expected[:, hidden : 2 * hidden], atol=1e-4)
+    arrays = rows_of_texts(staged, texts)
+    found = engine.run(0, arrays, ["mood", "next_states", "layer_1"])
+    np.testing.assert_array_equal(found["layer_1"], found["next_states"])
+    np.testing.assert_allclose(found["mood"], engine.run(0, arrays)["mood"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["layer_2", "pooled", "next_states"])
+def test_heads_may_not_be_called_as_what_else_graphs_give(name):
+    model = SimpleNamespace(heads={name: None}, depths=[2])
+    with pytest.raises(RunError, match=f"must not have the names of what else graphs take and give; got {name}"):
+        check_export(model, False, None)
 
 
 def test_exits_need_dev(staged, tmp_path):
