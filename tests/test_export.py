@@ -1,6 +1,5 @@
 """A bundle answers as the run it was made of: its graphs, and the server on them, for every kind of head."""
 
-import asyncio
 import contextlib
 import io
 import json
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from local_server import ask, classified, local_service
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -39,9 +39,11 @@ from conf.errors import ConfigError
 from serving import engines
 from serving.bundle import Bundle, EngineFiles, load_bundle
 from serving.config import LimitsConfig
-from serving.engines import OPENERS, Engine, open_engine
+from serving.engines import OPENERS, open_engine
+from serving.errors import EngineError, Refused
 from serving.service import Service
-from serving.vectors import NoVectors, plan
+from serving.stages import Runner
+from serving.steps import VECTOR, Item, Step, Vectors
 from spans.tags import Decoder
 
 TASKS = {
@@ -61,7 +63,6 @@ TEXTS = [
     "the [MASK] was [MASK]. " * 2,
     "\u200b",  # no word at all
 ]
-ROWS = {name: np.array([[value] * 4], np.int32) for name, value in dict(token_ids=9, type_ids=0, segment_ids=1).items()}
 TEXTS_B = ["it was not", "one", "two three! " * 9, "電影 good", "a [MASK]", "fine"]
 
 
@@ -111,9 +112,9 @@ def exported(run: Run, *options: str) -> Path:
 def server(bundle: Path, engine: str = "savedmodel") -> Callable:
     """What answers texts (and texts_b) in a server around the bundle."""
     loaded = load_bundle(bundle)
-    limits = LimitsConfig(texts=50, characters=1000, body=10_000)
-    service = Service(loaded, open_engine(engine, loaded), limits, batch_tokens=60)
-    return lambda *texts: asyncio.run(service.classify(*texts)).results
+    opened = open_engine(engine, loaded)
+    limits = LimitsConfig(texts=50, characters=1000, body=10_000, timeout=30.0)
+    return lambda *texts: classified(local_service(loaded, [opened], tokens=60, limits=limits), *texts)
 
 
 def assert_alike(found: object, expected: object, where: str = "") -> None:
@@ -187,9 +188,8 @@ def test_tasks_with_weights_of_their_own_in_the_encoder_keep_them(tmp_path, toke
     answers, predictor = server(exported(run)), Predictor(run.folder)
     assert_alike(answers(TEXTS), predictor.predict(TEXTS))
     assert_alike(answers(TEXTS, TEXTS_B), predictor.predict(TEXTS, TEXTS_B))
-    loaded = load_bundle(run.folder.parent / "run bundle")
-    with pytest.raises(NoVectors, match="tasks have weights of their own in the encoder"):
-        plan(loaded.manifest, open_engine("savedmodel", loaded), [-1], "mean")
+    with pytest.raises(Refused, match="the bundle's savedmodel model has no vectors of its layers"):
+        encoded(run.folder.parent / "run bundle", "savedmodel", VECTORS)
 
 
 # --- formats
@@ -205,54 +205,48 @@ def test_every_format_answers_as_the_run_does(bundle, predictor, engine):
 VECTORS = [("cls", [-1]), ("max", [1]), ("mean_max", [0]), ("mean", [0, -1])]
 
 
-def vectors(engine: Engine, bundle: Bundle, run: Run, texts: list[str], layers: list[int], pooling: str) -> np.ndarray:
-    """Of texts that an engine takes at once."""
-    asked, arrays = plan(bundle.manifest, engine, layers, pooling), rows_of_texts(run, texts)
-    found, lengths = {}, arrays["segment_ids"].sum(axis=1)
-    for number, names in enumerate(asked.asked):
-        outputs = engine.run(number, arrays, names)
-        assert set(outputs) == set(names)
-        arrays["states"] = outputs.pop("next_states", None)
-        found |= outputs
-    cut = [{name: each[row][:length] for name, each in found.items()} for row, length in enumerate(lengths)]
-    if "pooled" in found:
-        cut = [{"pooled": each} for each in found["pooled"]]
-    return np.stack([asked.vector(each) for each in cut])
-
-
 @pytest.fixture(scope="module")
 def embedded(predictor) -> list[np.ndarray]:
-    return [Embedder(predictor, layers, pooling).embed(TEXTS[:4]) for pooling, layers in VECTORS]
+    return [Embedder(predictor, layers, pooling).embed(TEXTS) for pooling, layers in VECTORS]
 
 
 @pytest.mark.parametrize("name", [name for name in OPENERS if name != "litert"])
 def test_a_bundles_vectors_are_those_of_the_run(bundle, run, embedded, name):
-    loaded = load_bundle(bundle)
-    engine = open_engine(name, loaded)
-    for (pooling, layers), expected in zip(VECTORS, embedded, strict=True):
-        np.testing.assert_allclose(vectors(engine, loaded, run, TEXTS[:4], layers, pooling), expected, atol=1e-4)
-    both = engine.run(0, rows_of_texts(run, TEXTS[:4]), ["stars", "layer_1"])
+    for found, expected in zip(encoded(bundle, name, VECTORS), embedded, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    engine, rows = open_engine(name, load_bundle(bundle)), rows_of_texts(run, TEXTS)
+    both = engine.run(0, rows, ["stars", "layer_1"])
+    assert set(both) == {"stars", "layer_1"} and not set(engine.stages[0].vectors) & set(engine.run(0, rows))
     np.testing.assert_allclose(both["layer_1"][:, 0], embedded[0], atol=1e-4)
-    assert not engine.stages[0].pooled  # all heads read means
-    assert set(both) == {"stars", "layer_1"} and not set(engine.stages[0].vectors) & set(engine.predict(ROWS)[0])
+    with pytest.raises(EngineError, match="the model must give pooled; it gives "):  # as all heads read means
+        engine.run(0, rows, ["pooled"])
 
 
-def test_litert_gives_heads_alone(bundle):
+def encoded(bundle: Path, engine: str, kinds: list[tuple[str, list[int]]]) -> list[np.ndarray]:
+    """Vectors of the texts, as a server around the bundle gives them."""
     loaded = load_bundle(bundle)
-    engine = open_engine("litert", loaded)
-    with pytest.raises(NoVectors, match="Options: savedmodel, |Options: openvino, "):
-        plan(loaded.manifest, engine, [-1], "mean")
-    assert set(engine.predict(ROWS)[0]) == set(loaded.manifest.heads)
+    limits = LimitsConfig(texts=50, characters=1000, body=10_000, timeout=30.0)
+    service = local_service(loaded, [open_engine(engine, loaded)], tokens=200, limits=limits)
+
+    async def question(service: Service) -> list[np.ndarray]:
+        found = [await service.encode(TEXTS, pooling=pooling, layers=layers) for pooling, layers in kinds]
+        return [np.stack(each.vectors) for each in found]
+
+    return ask(service, question)
+
+
+def test_of_litert_there_are_no_vectors(bundle, run):
+    with pytest.raises(Refused, match="the bundle's litert model has no vectors of its layers"):
+        encoded(bundle, "litert", VECTORS)
+    loaded = load_bundle(bundle)
+    assert set(open_engine("litert", loaded).run(0, rows_of_texts(run, TEXTS))) == set(loaded.manifest.heads)
 
 
 def test_the_pooled_output_is_that_of_the_pooler(tmp_path, tokenizer):
     run = make_run(tmp_path / "run", ["stars"], tokenizer, pooling="cls")
-    loaded = load_bundle(exported(run, "formats=[openvino]"))
-    engine = open_engine("openvino", loaded)
     kernel, bias = (weight.numpy() for weight in load_model(run, dtype="float32").encoder.pooler.weights)
-    first = vectors(engine, loaded, run, TEXTS, [-1], "cls")
-    expected = np.tanh(first @ kernel + bias)
-    np.testing.assert_allclose(vectors(engine, loaded, run, TEXTS, [-1], "cls_pooled"), expected, atol=1e-4)
+    first, pooled = encoded(exported(run, "formats=[openvino]"), "openvino", [("cls", [-1]), ("cls_pooled", [-1])])
+    np.testing.assert_allclose(pooled, np.tanh(first @ kernel + bias), atol=1e-4)
 
 
 READERS = {
@@ -552,12 +546,17 @@ def test_vectors_of_a_model_in_stages_are_those_of_the_run(staged, tmp_path):
     written = {path.relative_to(tmp_path).as_posix(): "" for path in tmp_path.rglob("*") if path.is_file()}
     loaded = Bundle(tmp_path, SimpleNamespace(engines={"openvino": files}, files=written))
     engine, texts = open_engine("openvino", loaded), ["good the", "not was the plot"]
-    expected = Embedder(Predictor(staged.folder), [0, 1, 2], "mean").embed(texts)
-    np.testing.assert_allclose(vectors(engine, loaded, staged, texts, [0, 1, 2], "mean"), expected, atol=1e-4)
-    hidden = expected.shape[1] // 3
-    lower = vectors(engine, loaded, staged, texts, [1], "mean")
-    np.testing.assert_allclose(lower, expected[:, hidden : 2 * hidden], atol=1e-4)
     arrays = rows_of_texts(staged, texts)
+    rows = zip(arrays["token_ids"], arrays["segment_ids"].sum(axis=1), strict=True)
+    wanted = Vectors((0, 1, 2), "mean")
+    items, runner = (
+        [Item(key, ids[:length], None, wanted) for key, (ids, length) in enumerate(rows)],
+        Runner(engine, {}, 0),
+    )
+    early, last = (runner.run(Step(stage, items)) for stage in range(2))
+    assert [passed.goes_on for passed in (*early, *last)] == [True, True, False, False]
+    expected = Embedder(Predictor(staged.folder), [0, 1, 2], "mean").embed(texts)
+    np.testing.assert_allclose([passed.outputs[VECTOR] for passed in last], expected, atol=1e-4)
     found = engine.run(0, arrays, ["mood", "next_states", "layer_1"])
     np.testing.assert_array_equal(found["layer_1"], found["next_states"])
     np.testing.assert_allclose(found["mood"], engine.run(0, arrays)["mood"], atol=1e-6)
