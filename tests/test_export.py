@@ -202,7 +202,7 @@ def test_every_format_answers_as_the_run_does(bundle, predictor, engine):
     assert_alike(answers(TEXTS, TEXTS_B), predictor.predict(TEXTS, TEXTS_B))
 
 
-VECTORS = [("cls", [-1]), ("max", [1]), ("mean_max", [0]), ("mean", [0, -1])]
+VECTORS = [("cls", [-1]), ("max", [1]), ("mean_max", [0, 1]), ("mean", [0, -1])]
 
 
 @pytest.fixture(scope="module")
