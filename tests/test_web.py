@@ -15,12 +15,14 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `dev` (playwright)")
 uvicorn = pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 
+from local_server import running as real_server  # noqa: E402
 from playwright.sync_api import Page, expect  # noqa: E402
 from starlette.applications import Starlette  # noqa: E402
 from starlette.requests import Request  # noqa: E402
 from starlette.responses import FileResponse, JSONResponse, Response  # noqa: E402
 from starlette.routing import Mount, Route  # noqa: E402
 from starlette.staticfiles import StaticFiles  # noqa: E402
+from test_bundle import write_bundle  # noqa: E402
 
 import serving  # noqa: E402
 from serving.http import operations  # noqa: E402
@@ -502,3 +504,15 @@ def test_the_page_needs_no_inline_script_or_style(server):
     page = (WEB / "index.html").read_text()
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)|//", page.replace("<!doctype html>", ""))
     assert not json.dumps([path.read_text() for path in WEB.glob("*.js")]).count("innerHTML")
+
+
+def test_the_real_server_brings_the_page_and_answers_it(browser, tmp_path):
+    with real_server(write_bundle(tmp_path)) as address:
+        page = browser.new_page()
+        page.goto(address)
+        ask(page, "good film")
+        # Token ids 2, 6, 8 and 3: the dummy scores 2 and 1.
+        assert card(page, "imdb").locator("li").all_inner_texts() == ["neg\n66.7%", "pos\n33.3%"]
+        page.get_by_role("tab", name="Live").click()
+        expect(page.locator("#versions")).to_contain_text("dummy · fp32 · 1 requests")
+        page.close()
