@@ -1,0 +1,229 @@
+"""bert-as-service's clients (bert-serving-client 1.10.0) over ZeroMQ: requests come in at one port, replies leave at
+another.
+
+`serving.zmq_frames` has the messages, `serving.zmq_outbox` the way of the replies, `serving.zmq_status` the commands.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+
+import zmq
+import zmq.asyncio
+
+from conf.errors import Problem
+from serving import zmq_frames
+from serving.errors import NotReady
+from serving.log_limit import OncePerSecond
+from serving.models import Models
+from serving.zmq_answers import TextVectors, aside
+from serving.zmq_config import ZmqConfig
+from serving.zmq_frames import Request
+from serving.zmq_outbox import PULSE, Outbox
+from serving.zmq_status import Description, Statistic
+
+WAITING = 16
+"""Requests of one connection that are received and wait, and replies on their way to one."""
+HARD = 8
+"""Times `frame` from which on a frame ends the connection: libzmq then takes no memory for it, and says nothing."""
+LINGER = 1000
+"""Milliseconds in which the last replies must have left."""
+
+log = logging.getLogger(__name__)
+log.addFilter(OncePerSecond())
+
+
+class ZmqAddressError(Exception):
+    """The server cannot listen on the address of the configuration."""
+
+    user_error = True
+
+    def __init__(self, problem: Problem, error: OSError) -> None:
+        super().__init__(f"{problem} {error.strerror or error}.")
+
+
+class ZmqBridge:
+    """Answers bert-as-service's clients from `models`.
+
+    Args:
+        pooling, layers: the server's `encode.pooling` and `encode.layers`, which clients are told.
+    """
+
+    def __init__(self, models: Models, config: ZmqConfig, pooling: str, layers: Sequence[int]) -> None:
+        self._models, self._config = models, config
+        self._pooling, self._layers = config.pooling or pooling, layers
+        self._vectors = TextVectors(models, config)
+        self._statistic = Statistic()
+        self._open: dict[asyncio.Task[None], Request] = {}
+        self._landed = asyncio.Event()
+
+    def bind(self) -> tuple[int, int]:
+        """Takes both ports, and says which; raises `ZmqAddressError`. Requests wait until `run`."""
+        config = self._config
+        self._context = zmq.asyncio.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        self._out = self._context.socket(zmq.XPUB)
+        for each, frame in ((self._inbox, HARD * config.frame), (self._out, 4096)):
+            each.set(zmq.MAXMSGSIZE, frame)
+            each.set(zmq.RCVHWM, WAITING)
+            each.set(zmq.SNDHWM, WAITING)
+            each.set(zmq.TCP_KEEPALIVE, 1)
+            each.set(zmq.IPV6, 1)
+        self._outbox = Outbox(self._out, config.held, self._forget)
+        try:
+            ports = tuple(
+                _bind(each, config.host, key, port)
+                for each, key, port in ((self._inbox, "port", config.port or 0), (self._out, "port_out", config.out))
+            )
+        except ZmqAddressError:
+            self._context.destroy(linger=0)
+            raise
+        self._description = Description(config, self._pooling, self._layers, ports)
+        return ports
+
+    async def run(self) -> None:
+        """Answers until it is cancelled (or told to end by TERMINATION, where `terminate` allows it), then answers
+        what is open. A second cancellation ends that too.
+
+        Raises `Refused` where the model has no head for `pooling`.
+        """
+        self._check()
+        receiving = asyncio.create_task(self._receive(), name="zmq requests")
+        helping = [asyncio.create_task(work, name="zmq replies") for work in (self._outbox.listen(), self._outbox.tend())]
+        try:
+            done, _ = await asyncio.wait([receiving, *helping], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            receiving.cancel()
+            try:
+                await self._drain()
+            finally:
+                for task in (*helping, *self._open):
+                    task.cancel()
+                await asyncio.gather(receiving, *helping, *self._open, return_exceptions=True)
+                await self._close()
+
+    def _check(self) -> None:
+        if self._config.pooling is not None:
+            with suppress(NotReady):
+                self._vectors.head(self._models.service())
+
+    # Requests in
+
+    async def _receive(self) -> None:
+        while True:
+            await self._room()
+            frames = await self._inbox.recv_multipart()
+            try:
+                if await self._take(frames):
+                    return
+            except Exception as error:  # of whatever kind: one request shall not end the loop
+                await self._refuse(frames, error)
+            await asyncio.sleep(0)  # what is there already is received without a pause
+
+    async def _room(self) -> None:
+        """Returns once another request may be received: others wait with libzmq, and then with their clients."""
+        config = self._config
+        while (
+            len(self._open) >= config.requests
+            or sum(len(request.content) for request in self._open.values()) > 4 * config.frame
+        ):
+            self._landed.clear()
+            await self._landed.wait()
+
+    async def _take(self, frames: Sequence[bytes]) -> bool:
+        """Begins to answer; whether the server shall end."""
+        request = zmq_frames.parse(frames, self._config.frame)
+        if request.content in zmq_frames.COMMANDS:
+            self._statistic.command(request.identity)
+            return await self._obey(request)
+        task = asyncio.create_task(self._answer(request), name="zmq request")
+        self._open[task] = request
+        task.add_done_callback(self._land)
+        return False
+
+    def _land(self, task: asyncio.Task[None]) -> None:
+        del self._open[task]
+        self._landed.set()
+
+    def _forget(self, identity: bytes) -> None:
+        """Ends the requests of a client that has left."""
+        for task, request in self._open.items():
+            if request.identity == identity:
+                task.cancel()
+
+    async def _obey(self, request: Request) -> bool:
+        if request.content == zmq_frames.TERMINATION:
+            if not self._config.terminate:
+                log.warning("TERMINATION of %r is ignored; zmq.terminate=true would allow it", request.identity)
+            return self._config.terminate
+        try:
+            service = self._models.service()
+        except NotReady:
+            service = None
+        content = self._description.of(request.identity, service)
+        if request.content == zmq_frames.SHOW_STATUS:
+            content["statistic"] = self._statistic.told()
+        await self._outbox.send(request.identity, zmq_frames.config(content, request.id))
+        return False
+
+    async def _refuse(self, frames: Sequence[bytes], fault: Exception) -> None:
+        """Answers an error, by what the frames say of whom to answer."""
+        identity, request_id = frames[0], zmq_frames.request_id(frames)
+        if zmq_frames.is_refusal(fault):
+            log.info("request refused: %s", fault)
+        else:
+            log.error("request failed: %s", fault, exc_info=fault)
+        await self._outbox.send(identity, zmq_frames.error(fault, request_id), refusal=True)
+
+    # Replies out
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            texts = await aside(len(request.content), zmq_frames.read_texts, request.content, request.count)
+            self._statistic.request(request.identity, len(texts))
+            array, tokens = await self._vectors.of(texts)
+            frames = await aside(array.nbytes, zmq_frames.answer, array, tokens, request.id)
+        except Exception as error:  # of whatever kind: the client waits for an answer
+            await self._refuse([request.identity, b"", request.id], error)
+        else:
+            await self._outbox.send(request.identity, frames)
+
+    async def _drain(self) -> None:
+        self._inbox.unbind(self._inbox.get(zmq.LAST_ENDPOINT))
+        with suppress(zmq.Again):  # what libzmq has received already would be lost unsaid
+            while True:
+                frames = await self._inbox.recv_multipart(flags=zmq.DONTWAIT)
+                await self._refuse(frames, NotReady("the server ends; ask again"))
+        while self._open:
+            await asyncio.wait(self._open)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER / 1000):
+                while self._outbox.waits:
+                    await asyncio.sleep(PULSE)
+
+    async def _close(self) -> None:
+        for each in (self._inbox, self._out):
+            each.close(linger=LINGER)
+        await asyncio.to_thread(self._context.term)  # returns once the last replies have left
+
+
+def _bind(each: zmq.asyncio.Socket, host: str, key: str, port: int) -> int:
+    """The port that the socket then listens on."""
+    try:
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4]
+    except socket.gaierror as error:
+        raise ZmqAddressError(Problem("zmq.host", "be an address of this machine", host), error) from None
+    name = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
+    try:
+        each.bind(f"tcp://{name}:{port or '*'}")
+    except zmq.ZMQError as error:
+        problem = Problem("zmq.host", "be an address this process may listen on", host)
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            problem = Problem(f"zmq.{key}", "be free, and open to this user", port)
+        raise ZmqAddressError(problem, error) from None
+    return int(each.get(zmq.LAST_ENDPOINT).rpartition(b":")[2])
