@@ -233,11 +233,17 @@ def load_bundle(path: str | Path) -> Bundle:
     folder = Path(path)
     if not folder.is_dir():
         raise BundleError(str(Problem("bundle", "be a folder that exists", path)))
-    manifest = _read_manifest(folder)
-    if faults := [fault for file, digest in manifest.files.items() if (fault := _fault(folder, file, digest))]:
-        problem = Problem("bundle", "hold the files of its manifest unchanged", path)
+    bundle = Bundle(folder, _read_manifest(folder))
+    check_files(bundle)
+    return bundle
+
+
+def check_files(bundle: Bundle) -> None:
+    """Raises `BundleError` unless the bundle's files are those of its manifest; names all that are not."""
+    files, folder = bundle.manifest.files, bundle.folder
+    if faults := [fault for file, digest in files.items() if (fault := _fault(folder, file, digest))]:
+        problem = Problem("bundle", "hold the files of its manifest unchanged", folder)
         raise BundleError("\n".join([str(problem), *faults]))
-    return Bundle(folder, manifest)
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -14,6 +14,7 @@ import numpy as np
 
 from conf.errors import Problem
 from serving.bundle import Bundle, Precision, StageFiles
+from serving.errors import EngineError
 from serving.heads import Head
 
 EngineName = Literal["auto", "openvino", "litert", "onnx", "savedmodel", "graphdef", "dummy"]
@@ -21,12 +22,6 @@ Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], dict[str, np.ndarray]]
 """The arrays of `StageFiles.inputs` to numbers `Head.output_shape(rows, length)` float32 by head, and to
 `next_states`, the `states` of the next stage, where there is one."""
-
-
-class EngineError(Exception):
-    """The engine cannot be opened, or answered something that its manifest does not say."""
-
-    user_error = True
 
 
 @dataclass(frozen=True)

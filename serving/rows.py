@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -39,7 +39,17 @@ class PaddedRows(NamedTuple):
     segment_ids: np.ndarray
 
 
-def pad(rows: Sequence[Row], pad_id: int) -> PaddedRows:
+class Padded(Protocol):
+    """What `pad` needs of a row."""
+
+    @property
+    def ids(self) -> np.ndarray: ...
+
+    @property
+    def second(self) -> int | None: ...
+
+
+def pad(rows: Sequence[Padded], pad_id: int) -> PaddedRows:
     """The rows side by side, filled up with `pad_id` to the longest of them."""
     shape = (len(rows), max(len(row.ids) for row in rows))
     padded = PaddedRows(np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32))

@@ -1,26 +1,36 @@
 """Entry point: `python -m serving.server bundle=bundles/imdb http.port=8000`.
 
-Takes the port, loads the bundle, warms the model up, then answers until SIGTERM or SIGINT, and ends with exit code 0
-once the open requests are answered.
+Takes the port, starts the newest version of the model, then answers until SIGTERM or SIGINT, and ends with exit code 0
+once the open requests are answered. SIGHUP looks for new versions at once.
 """
 
 import asyncio
 import errno
 import json
+import os
 import shlex
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import uvicorn
+import uvloop
 
 from conf import entry
-from conf.errors import Problem
-from serving.bundle import load_bundle
+from conf.errors import ConfigError, Problem
+from serving.batcher import Batcher
+from serving.bundle import Bundle
 from serving.config import HttpConfig, ServeConfig
-from serving.engines import open_engine
-from serving.http import create_app
+from serving.http.app import create_app
+from serving.keys import read_keys
+from serving.logs import log_to_stderr
+from serving.metrics import Metrics, VersionMetrics
+from serving.models import Models
 from serving.service import Service
+from serving.steps import WorkerSettings
+from serving.workers import Worker
 
 EXAMPLE = {"texts": ["A wonderful film.", "Two hours of my life I will not get back."]}
 EXAMPLE_B = {"texts_b": ["What a great movie!", "It was long."]}
@@ -36,14 +46,88 @@ class AddressError(Exception):
 
 
 def serve(config: ServeConfig) -> None:
-    """Serves the bundle; returns after a signal, when every open request has its answer."""
+    """Serves the model; returns after a signal, when every open request has its answer."""
+    log_to_stderr(config.access_log)
     # The address is taken first: a wrong one shall not cost the time the model takes to load.
     with bind(config.http) as listener:
-        bundle = load_bundle(config.bundle)
-        engine = open_engine(config.engine, bundle, config.threads)
-        service = Service(bundle, engine, config.limits, config.batch.tokens)
-        asyncio.run(service.warm_up())
-        answer(service, listener, config)
+        uvloop.run(answer(config, listener))
+
+
+async def answer(config: ServeConfig, listener: socket.socket) -> None:
+    """Answers on the bound socket until SIGTERM or SIGINT, then drains for at most `http.drain` seconds."""
+    keys, metrics = read_keys(config.http.keys), Metrics()
+    models = Models(
+        config.bundle, config.versions, lambda bundle, version: deployed(bundle, version, config, metrics), metrics
+    )
+    await models.start()
+    app = create_app(models, metrics, config.limits.body, keys)
+    http = config.http
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, lifespan="off", log_config=None, access_log=False, ws="none",
+            timeout_graceful_shutdown=http.drain, ssl_certfile=http.tls_certificate, ssl_keyfile=http.tls_key,
+        )
+    )  # fmt: skip
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn raises the signals it drained on once more at its end; with this handler that leaves exit code 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        listener.listen(1024)
+    except OSError as error:
+        raise _refused(http, error) from None
+    print(greeting(models.service(), listener, http.tls_certificate is not None), flush=True)
+    async with kept_current(models, config.reload):
+        await server.serve(sockets=[listener])
+    await models.close()
+
+
+def deployed(bundle: Bundle, version: str, config: ServeConfig, metrics: Metrics) -> Service:
+    """The service of a bundle, not started yet."""
+    settings = bundle.manifest.tokenizer
+    if config.max_length is not None:
+        if config.max_length > settings.max_length:
+            rule = f"be at most {settings.max_length}, which the model reads"
+            raise ConfigError([Problem("max_length", rule, config.max_length)])
+        shorter = settings.model_copy(update={"max_length": config.max_length})
+        bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"tokenizer": shorter}))
+    count, threads = shares(config.workers, config.threads)
+    workers = [Worker(WorkerSettings(bundle, config.engine, threads)) for _ in range(count)]
+    counts = VersionMetrics(metrics, version)
+    batcher = Batcher(workers, config.batch.tokens, config.batch.queue, counts)
+    return Service(bundle, version, workers, config.limits, config.encode, batcher, counts)
+
+
+def shares(workers: int | None, threads: int | None) -> tuple[int, int]:
+    """How many workers there are, and threads of each: together one a core, where nothing else is said."""
+    cores = len(os.sched_getaffinity(0))
+    count = workers or max(cores // (threads or 1), 1)
+    return count, threads or max(cores // count, 1)
+
+
+@asynccontextmanager
+async def kept_current(models: Models, seconds: float | None) -> AsyncIterator[None]:
+    """Watches the models' folder, the queue, and SIGHUP meanwhile."""
+
+    async def observe() -> None:
+        while True:
+            models.observe()
+            await asyncio.sleep(1)
+
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(observe())] + ([loop.create_task(models.watch(seconds))] if seconds else [])
+    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.append(loop.create_task(models.reload())))
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
 
 def bind(http: HttpConfig) -> socket.socket:
@@ -65,43 +149,19 @@ def bind(http: HttpConfig) -> socket.socket:
     return listener
 
 
-def answer(service: Service, listener: socket.socket, config: ServeConfig) -> None:
-    """Answers on the bound socket until SIGTERM or SIGINT, then drains for at most `http.drain` seconds."""
-    app = create_app(service, config.limits.body)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, lifespan="off", log_config=None, log_level="warning", access_log=False,
-            timeout_graceful_shutdown=config.http.drain,
-        )
-    )  # fmt: skip
-
-    def stop(*_: object) -> None:
-        server.should_exit = True
-
-    # uvicorn raises the signals it drained on once more at its end; with this handler that leaves exit code 0.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    try:
-        listener.listen()
-    except OSError as error:
-        raise _refused(config.http, error) from None
-    print(greeting(service, listener), flush=True)
-    server.run(sockets=[listener])
-
-
 def _refused(http: HttpConfig, error: OSError) -> AddressError:
     if error.errno in (errno.EADDRINUSE, errno.EACCES):
         return AddressError(Problem("http.port", "be free, and open to this user", http.port), error)
     return AddressError(Problem("http.host", "be an address this process may listen on", http.host), error)
 
 
-def greeting(service: Service, listener: socket.socket) -> str:
+def greeting(service: Service, listener: socket.socket, tls: bool = False) -> str:
     """The line that says where the server is and how to ask it."""
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
     example = EXAMPLE if service.reads(pairs=False) else EXAMPLE | EXAMPLE_B
     curl = ["curl", "-s", f"{url}/classify", "-H", "content-type: application/json", "-d", json.dumps(example)]
-    return f"{url} answers from {service.manifest.name} {service.manifest.version}; try: {shlex.join(curl)}"
+    return f"{url} answers from {service.manifest.name} {service.version}; try: {shlex.join(curl)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,35 +1,39 @@
-"""Texts go in, what each head says of them comes out: what every protocol of the server calls.
+"""Texts go in, what each head says of them comes out, or vectors: what every protocol of the server calls.
 
-Tokenising runs beside inference; inference has one thread of its own, so the event loop stays free meanwhile.
+One service is one version of the model: a tokenizer, a queue, and worker processes. Tokenising, inference and what
+follows are three stages that run beside each other for different requests.
 """
 
 import asyncio
-import functools
-import itertools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from serving.batcher import Batcher, Found
 from serving.bundle import Bundle
-from serving.config import LimitsConfig
-from serving.engines import Engine
+from serving.config import EncodeConfig, LimitsConfig
+from serving.errors import DeadlineExceeded, EngineError, QueueFull, Refused, ServingError, TextError, TooManyTexts
 from serving.heads import Answer, Reads, Seen
-from serving.rows import Row, pad
-from serving.stages import Journey, Underway, check_outputs
+from serving.metrics import VersionMetrics
+from serving.pooling import Pooling
+from serving.rows import Row
+from serving.steps import VECTOR, Heads, Vectors, Want
 from serving.tokenizer import Tokenizer
+from serving.workers import Local, Worker
 
 Result = dict[str, Answer]
 """One text's answers by head (`serving.heads`): {head: {"label": str, "probabilities": {label: float}}, …}."""
-
-
-class TextError(ValueError):
-    """A text, or the list of them, is not acceptable; the message names the text's index."""
-
-
-class TooManyTexts(ValueError):
-    """More texts than one request may hold."""
+Text = str | Sequence[str] | Sequence[int]
+"""To be encoded: a text, its tokens, or their ids (the last two without [CLS] and [SEP])."""
+ASIDE = 4000
+"""Characters from which on a request is tokenised in another thread: below, the way there takes longer."""
+PROBE = 5.0
+"""Seconds in which a model that failed must answer to count as ready again."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,45 +44,200 @@ class Answers:
     truncated: list[bool]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of texts (or pairs).
+
+    Attributes:
+        vectors: one a text, `(dim,)`, or with pooling none one a token, `(length, dim)`; float32.
+        ids: the token ids that were read of each text, special ones included.
+        truncated: whether these are only a part of the text.
+    """
+
+    vectors: list[np.ndarray]
+    ids: list[list[int]]
+    truncated: list[bool]
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """What the model reads of a text."""
+
+    ids: list[int]
+    tokens: list[str]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The rows of each text, and the heads that they are for."""
+
+    heads: list[str]
+    rows: list[list[Row]]
+
+
 class Service:
-    """One bundle behind one engine; `batch_tokens` bounds what the engine takes at once, padding included."""
+    """One version of the model behind its workers.
 
-    def __init__(self, bundle: Bundle, engine: Engine, limits: LimitsConfig, batch_tokens: int) -> None:
-        self.manifest = bundle.manifest
+    Args:
+        version: what it is called by.
+        encode: what vectors are made of, where a request does not say.
+    """
+
+    def __init__(
+        self, bundle: Bundle, version: str, workers: Sequence[Worker | Local], limits: LimitsConfig, encode: EncodeConfig,
+        batcher: Batcher, metrics: VersionMetrics,
+    ) -> None:  # fmt: skip
+        self.bundle, self.manifest, self.version = bundle, bundle.manifest, version
+        self.workers, self.batcher, self.metrics = workers, batcher, metrics
+        self._limits, self._encode = limits, encode
         self._tokenizer = Tokenizer(bundle)
-        self._engine = engine
-        self._limits = limits
-        self._batch_tokens = batch_tokens
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._works = False
+        self._works = True
+        self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
-    async def classify(self, texts: Sequence[str], texts_b: Sequence[str] | None = None) -> Answers:
-        """Answers for one request's texts, or pairs where `texts_b` is given: these from all heads.
+    async def start(self) -> None:
+        """Returns once all workers answer. Raises `EngineError` where one cannot."""
+        started = await asyncio.gather(*(worker.start() for worker in self.workers), return_exceptions=True)
+        for error in started:
+            if isinstance(error, BaseException):
+                await self.close()
+                raise error
+        self.batcher.start()
 
-        Raises `TooManyTexts` and `TextError` for what the limits refuse or no head reads, `EngineError` where the model
-        fails.
+    async def close(self) -> None:
+        """Ends the workers once no request is open any more."""
+        await self._idle.wait()
+        await self.batcher.close()
+        await asyncio.gather(*(worker.close() for worker in self.workers))
+
+    async def is_ready(self) -> bool:
+        """Whether the model answers: a worker is there, and the last row it was asked, or one asked now, succeeded."""
+        if not any(worker.is_ready for worker in self.workers):
+            return False
+        if not self._works:
+            row, want = Row(np.full(8, self.manifest.tokenizer.pad_id, np.int32), False), Heads(frozenset())
+            with suppress(ServingError):
+                await self._run([(row, want)], PROBE)
+        return self._works
+
+    async def classify(
+        self, texts: Sequence[str], texts_b: Sequence[str] | None = None, *, heads: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> Answers:  # fmt: skip
+        """Answers for one request's texts, or pairs where `texts_b` is given: these from all heads, or those named.
+
+        Raises a `ServingError`: of the texts, the queue, the time, the engine.
         """
-        self._check(texts, texts_b)
-        answers = Answers([{} for _ in texts], [False] * len(texts))
-        for way, heads in self._ways(texts_b is not None).items():
-            read = await asyncio.to_thread(self._tokenizer.read, way, texts, texts_b)
-            underway = [list(map(Underway, rows)) for rows in read]
-            await self._answer(heads, list(itertools.chain(*underway)))
-            found = await asyncio.to_thread(self._decode, heads, underway)
-            for index, (rows, result) in enumerate(zip(read, found, strict=True)):
-                answers.results[index].update(result)
-                answers.truncated[index] |= any(row.truncated for row in rows)
-        return answers
+        with self._request("classify", len(texts)) as seconds:
+            reads = await self._read(texts, texts_b, heads)
+            found = await self._found(reads, seconds(timeout))
+            return await self._aside(texts, self._answers, reads, found)
+
+    async def scores(
+        self, texts: Sequence[str], texts_b: Sequence[str] | None = None, *, heads: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> list[dict[str, np.ndarray]]:  # fmt: skip
+        """The model's own numbers for each text (or pair) by head, not calibrated: of a head of texts `Head.shape`
+        (`(2, dim)` for a pair that is read apart), of words or [MASK]s `(words, *shape)`. Raises as `classify`."""
+        with self._request("scores", len(texts)) as seconds:
+            reads = await self._read(texts, texts_b, heads)
+            found = await self._found(reads, seconds(timeout))
+            results: list[dict[str, np.ndarray]] = [{} for _ in texts]
+            for read in reads:
+                for result, rows in zip(results, read.rows, strict=True):
+                    outputs = [next(found) for _ in rows]
+                    for name in read.heads:
+                        result[name] = self._numbers(name, rows, outputs)
+            return results
+
+    async def encode(
+        self, texts: Sequence[Text], texts_b: Sequence[str] | None = None, *, pooling: Pooling | None = None,
+        layers: Sequence[int] | None = None, timeout: float | None = None,
+    ) -> Encoded:  # fmt: skip
+        """Vectors of texts or pairs; `layers` (0: embeddings, -1: the last) side by side.
+
+        Raises `Refused` for what the model does not have, else as `classify`.
+        """
+        want = self._vectors(pooling or self._encode.pooling, self._encode.layers if layers is None else layers)
+        with self._request("encode", len(texts)) as seconds:
+            self._check(texts, texts_b)
+            rows = await self._aside(texts, self._tokenizer.rows, texts, texts_b)
+            found = await self._run([(row, want) for row in rows], seconds(timeout))
+            vectors = [each.outputs[VECTOR] for each in found]
+            return Encoded(vectors, [row.ids.tolist() for row in rows], [row.truncated for row in rows])
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The tokens of ids."""
+        return [self._tokenizer.token(token_id) for token_id in ids]
+
+    async def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
+        """What the model reads of each text. Raises `TextError`, `TooManyTexts`, `QueueFull`."""
+        with self._request("tokenize", len(texts)):
+            self._check(texts, None)
+            rows = await self._aside(texts, self._tokenizer.rows, texts, None)
+            return [Tokenized(row.ids.tolist(), self.tokens(row.ids.tolist()), row.truncated) for row in rows]
 
     def reads(self, pairs: bool) -> bool:
         """Whether a head answers single texts, or pairs."""
-        return bool(self._ways(pairs))
+        return bool(self._ways(pairs, self.manifest.heads))
 
-    def _ways(self, pairs: bool) -> dict[Reads, list[str]]:
+    @contextmanager
+    def _request(self, kind: str, texts: int) -> Iterator[Callable[[float | None], float]]:
+        """A request from its permit to its answer; what it yields says how many seconds of its time are left."""
+        began = time.perf_counter()
+
+        def left(timeout: float | None) -> float:
+            allowed = self._limits.timeout if timeout is None else min(timeout, self._limits.timeout)
+            return max(allowed - (time.perf_counter() - began), 0.0)
+
+        outcome = "failed"
+        self._open += 1
+        self._idle.clear()
+        try:
+            self._check_count(texts)
+            with self.batcher.permit(texts):
+                yield left
+            outcome = "ok"
+        except QueueFull:
+            outcome = "refused"
+            raise
+        except (TextError, TooManyTexts, Refused):
+            outcome = "invalid"
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
+            self.metrics.request(kind, outcome, texts, time.perf_counter() - began)
+
+    async def _read(
+        self, texts: Sequence[str], texts_b: Sequence[str] | None, heads: Sequence[str] | None
+    ) -> list[_Read]:
+        """The texts in each of the ways in which heads read them."""
+        self._check(texts, texts_b)
+        known = self.manifest.heads
+        if unknown := set(heads or ()) - known.keys():
+            raise Refused(f"heads must be of the model; got {', '.join(sorted(unknown))}. Options: {', '.join(known)}")
+        ways = self._ways(texts_b is not None, known if heads is None else heads)
+        if not ways:
+            rule = "be given: the model reads pairs" if texts_b is None else "be left out: the model reads single texts"
+            raise TextError(f"texts_b must {rule}")
+
+        def read() -> list[_Read]:
+            return [_Read(names, self._tokenizer.read(way, texts, texts_b)) for way, names in ways.items()]
+
+        return await self._aside(texts, read)
+
+    def _ways(self, pairs: bool, names: Collection[str]) -> dict[Reads, list[str]]:
         """The ways in which heads read texts (or pairs), and the heads of each; none where no head reads them so. Of a
         pair, heads of single texts read the first one."""
         ways: dict[Reads, list[str]] = {}
-        heads = self.manifest.heads
+        heads = {name: head for name, head in self.manifest.heads.items() if name in names}
         if pairs and not any(head.reads in ("pair", "apart") for head in heads.values()):
             return ways
         for name, head in heads.items():
@@ -88,73 +247,89 @@ class Service:
             ways["words"] += ways.pop("text", [])
         return ways
 
-    def _decode(self, heads: Sequence[str], texts: Sequence[Sequence[Underway]]) -> list[Result]:
-        """What the heads say of the texts, from their outputs for the rows of each."""
-        token = self._tokenizer.token
+    async def _found(self, reads: Sequence[_Read], seconds: float) -> Iterator[Found]:
+        """What is found for the rows, one after the other."""
+        rows: list[tuple[Row, Want]] = []
+        for read in reads:
+            want = Heads(frozenset(read.heads))
+            rows += [(row, want) for each in read.rows for row in each]
+        return iter(await self._run(rows, seconds))
 
-        def seen(name: str, rows: Sequence[Underway]) -> Seen:
-            outputs = [each.outputs[name] for each in rows]
-            return Seen(
-                [each.row for each in rows], outputs, [each.stages[name].temperature.get(name) for each in rows], token
+    async def _run(self, rows: Sequence[tuple[Row, Want]], seconds: float) -> list[Found]:
+        """Whether it succeeds says whether the model answers."""
+        try:
+            found = await self.batcher.run(rows, seconds)
+        except (EngineError, DeadlineExceeded):
+            self._works = False
+            raise
+        self._works = True
+        return found
+
+    def _answers(self, reads: Sequence[_Read], found: Iterator[Found]) -> Answers:
+        count = len(reads[0].rows)
+        answers = Answers([{} for _ in range(count)], [False] * count)
+        for read in reads:
+            for index, rows in enumerate(read.rows):
+                outputs = [next(found) for _ in rows]
+                for name in read.heads:
+                    answers.results[index][name] = self.manifest.heads[name].answer(self._seen(name, rows, outputs))
+                answers.truncated[index] |= any(row.truncated for row in rows)
+        return answers
+
+    def _seen(self, name: str, rows: Sequence[Row], found: Sequence[Found]) -> Seen:
+        stages = self.workers[0].opened.stages
+        temperatures = [stages[each.stages[name]].temperature.get(name) for each in found]
+        return Seen(rows, [each.outputs[name] for each in found], temperatures, self._tokenizer.token)
+
+    def _numbers(self, name: str, rows: Sequence[Row], found: Sequence[Found]) -> np.ndarray:
+        head = self.manifest.heads[name]
+        if head.level == "text":
+            outputs = [each.outputs[name] for each in found]
+            return outputs[0] if len(outputs) == 1 else np.stack(outputs)
+        places = [each.outputs[name][row.places] for row, each in zip(rows, found, strict=True)]
+        return np.concatenate(places) if places else np.zeros((0, *head.shape), np.float32)
+
+    def _vectors(self, pooling: Pooling, layers: Sequence[int]) -> Vectors:
+        """Raises `Refused` for layers or poolings that the model does not have."""
+        opened = self.workers[0].opened
+        known = sorted(layer for stage in opened.stages for layer in stage.layers)
+        if not known:
+            raise Refused(
+                f"the bundle's {opened.engine} model has no vectors of its layers: export a run whose tasks share the "
+                "whole encoder with formats=[openvino] (or onnx, savedmodel, graphdef), by this version of bert_mtl"
             )
+        count = known[-1] + 1
+        if not layers or not all(-count <= layer < count for layer in layers):
+            raise Refused(f"layers must be between {-count} and {count - 1}; got {list(layers)}")
+        if pooling == "cls_pooled" and not opened.stages[-1].pooled:
+            raise Refused("pooling cls_pooled must be of a model with BERT's pooler, which this one has not")
+        return Vectors(tuple(layer % count for layer in layers), pooling)
 
-        return [{name: self.manifest.heads[name].answer(seen(name, rows)) for name in heads} for rows in texts]
+    def _check_count(self, texts: int) -> None:
+        if texts > self._limits.texts:
+            raise TooManyTexts(f"texts must be at most {self._limits.texts} in a request; got {texts}")
 
-    async def warm_up(self) -> None:
-        """Runs one row of full length through all stages; raises `EngineError` where the model does not answer as its
-        manifest says."""
-        settings = self.manifest.tokenizer
-        arrays = pad([Row(np.full(settings.max_length, settings.pad_id, np.int32), False)], settings.pad_id)._asdict()
-
-        def run() -> None:
-            for outputs in self._engine.predict(arrays):
-                check_outputs(outputs, self.manifest.heads, 1, settings.max_length)
-
-        await self._in_engine(run)
-
-    async def is_ready(self) -> bool:
-        """Whether the model answers: the last prediction succeeded, or one made now does."""
-        if not self._works:
-            try:
-                await self.warm_up()
-            except Exception:  # of whatever kind: it says that the engine does not work
-                return False
-        return True
-
-    def _check(self, texts: Sequence[str], texts_b: Sequence[str] | None) -> None:
-        if len(texts) > self._limits.texts:
-            raise TooManyTexts(f"texts must be at most {self._limits.texts} in a request; got {len(texts)}")
+    def _check(self, texts: Sequence[Text], texts_b: Sequence[str] | None) -> None:
         if not texts:
             raise TextError("texts must hold at least one text; got none")
         if texts_b is not None and len(texts_b) != len(texts):
             raise TextError(f"texts_b must hold as many texts as texts, {len(texts)}; got {len(texts_b)}")
-        if not self.reads(pairs=texts_b is not None):
-            rule = "be given: the model reads pairs" if texts_b is None else "be left out: the model reads single texts"
-            raise TextError(f"texts_b must {rule}")
         for key, column in {"texts": texts, "texts_b": texts_b or ()}.items():
             for index, text in enumerate(column):
                 if fault := _fault(text, self._limits.characters):
                     raise TextError(f"{key}.{index} must {fault}")
 
-    async def _answer(self, heads: Sequence[str], rows: Sequence[Underway]) -> None:
-        """Takes the rows to the answers of the heads."""
-        settings = self.manifest.tokenizer
-        journey = Journey(self._engine, self.manifest.heads, heads, rows, self._batch_tokens, settings.pad_id)
-        while (batch := journey.next()) is not None:
-            # One batch at a time: a large request leaves the thread to others in between.
-            await self._in_engine(functools.partial(journey.run, batch))
-
-    async def _in_engine(self, work: Callable[[], None]) -> None:
-        """Does the work in the engine's thread; whether it succeeds says whether the model answers."""
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except Exception:
-            self._works = False
-            raise
-        self._works = True
+    async def _aside(self, texts: Sequence[Text], work: Callable[..., T], *arguments: object) -> T:
+        """Does work that grows with the texts: much of it in another thread."""
+        if sum(map(len, texts)) < ASIDE:
+            return work(*arguments)
+        return await asyncio.to_thread(work, *arguments)
 
 
-def _fault(text: str, limit: int) -> str | None:
+def _fault(text: Text, limit: int) -> str | None:
+    if not isinstance(text, str):
+        wrong = next((fault for each in text if isinstance(each, str) and (fault := _fault(each, limit))), None)
+        return wrong if len(text) <= limit else f"have at most {limit} tokens; got {len(text)}"
     if not text.strip():
         return "not be empty"
     if len(text) > limit:

@@ -1,100 +1,100 @@
-"""Rows on their way through an engine's stages: in batches of one stage each, out where their heads are sure.
+"""Rows on their way through an engine's stages, in the process that has the engine.
 
-With a single stage all rows are answered behind it; with several, easy rows leave early and the others go on together.
+With a single stage all rows are answered behind it; with several, a row leaves where all its heads are sure. What lies
+between two stages (token states) stays here under the row's key.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
-from serving.bundle import StageFiles
-from serving.engines import Engine, EngineError
+from serving.engines import Engine
+from serving.errors import EngineError
 from serving.heads import Head
-from serving.rows import Row, pad
+from serving.pooling import pool
+from serving.rows import pad
+from serving.steps import VECTOR, Heads, Item, Passed, Step, Vectors
+
+Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass
-class Underway:
-    """A row, its states `(length, dim)` behind the stage that it has passed, what heads have answered so far, and at
-    which stage."""
+class Kept:
+    """A row's states `(length, dim)` behind the stage that it has passed, and of each layer that its vectors need."""
 
-    row: Row
     states: np.ndarray | None = None
-    outputs: dict[str, np.ndarray] = field(default_factory=dict)
-    stages: dict[str, StageFiles] = field(default_factory=dict)
+    layers: dict[int, np.ndarray] = field(default_factory=dict)
 
 
-class Batch(NamedTuple):
-    """Rows that one stage takes at once."""
+class Runner:
+    """Takes steps of the batcher through an engine."""
 
-    stage: int
-    rows: list[Underway]
+    def __init__(self, engine: Engine, heads: Mapping[str, Head], pad_id: int) -> None:
+        self.engine, self.heads, self.pad_id = engine, heads, pad_id
+        self.kept: dict[int, Kept] = {}
 
+    def run(self, step: Step) -> list[Passed]:
+        """What the stage finds for each row. A step that failed can be run again, as a whole or in parts.
 
-class Journey:
-    """The rows of a request, ordered into batches: the deepest stage for which more than a batch waits comes first, so
-    that few states are kept; what is left over goes on once no rows come from before.
-
-    Args:
-        heads: all of the bundle's, by name.
-        asked: names of those that must answer a row before it may leave.
-        tokens: of a batch, padding included; a longer row goes alone.
-    """
-
-    def __init__(
-        self, engine: Engine, heads: Mapping[str, Head], asked: Sequence[str], rows: Sequence[Underway], tokens: int,
-        pad_id: int,
-    ) -> None:  # fmt: skip
-        self.engine, self.heads, self.asked, self.tokens, self.pad_id = engine, heads, asked, tokens, pad_id
-        self.waiting: list[list[Underway]] = [[] for _ in engine.stages]
-        self.waiting[0] = sorted(rows, key=lambda each: len(each.row.ids))
-
-    def next(self) -> Batch | None:
-        """The batch that comes next, the shortest rows of its stage; None when all rows are answered."""
-        counts = {number: self._count(rows) for number, rows in enumerate(self.waiting) if rows}
-        if not counts:
-            return None
-        full = [number for number, count in counts.items() if count < len(self.waiting[number])]
-        stage = full[-1] if full else min(counts)
-        rows = self.waiting[stage]
-        self.waiting[stage] = rows[counts[stage] :]
-        return Batch(stage, rows[: counts[stage]])
-
-    def _count(self, rows: Sequence[Underway]) -> int:
-        """How many of the first rows fill a batch."""
-        fitting = (number for number, each in enumerate(rows, start=1) if number * len(each.row.ids) > self.tokens)
-        return max(next(fitting, len(rows) + 1) - 1, 1)
-
-    def run(self, batch: Batch) -> None:
-        """Takes a batch through its stage. Raises `EngineError` where the model does not answer as its manifest says.
-
-        What the heads asked for are sure of is kept in `Underway.outputs`; rows without all of them wait for the next.
+        Raises `EngineError` where the model does not answer as its manifest says.
         """
-        padded = pad([each.row for each in batch.rows], self.pad_id)
+        for key in step.forgotten:
+            self.kept.pop(key, None)
+        padded = pad(step.items, self.pad_id)
         arrays = padded._asdict()
-        if batch.stage:
-            arrays["states"] = _side_by_side(
-                [each.states for each in batch.rows if each.states is not None], padded.token_ids.shape[1]
-            )
-        outputs = self.engine.run(batch.stage, arrays)
+        if step.stage:
+            states = [self.kept[item.key].states for item in step.items]
+            arrays["states"] = _side_by_side([each for each in states if each is not None], padded.token_ids.shape[1])
+        want = step.items[0].want
+        if isinstance(want, Vectors):
+            return self._vectors(step, want, arrays)
+        outputs = self.engine.run(step.stage, arrays)
         check_outputs(outputs, self.heads, *padded.token_ids.shape)
-        stage, last = self.engine.stages[batch.stage], batch.stage == len(self.engine.stages) - 1
-        for name in self.asked:
-            sure = (
-                np.full(len(batch.rows), True) if last else outputs[name].max(axis=1) >= stage.leave.get(name, np.inf)
-            )
-            for each, output, taken in zip(batch.rows, outputs[name], sure, strict=True):
-                if taken and name not in each.outputs:
-                    each.outputs[name], each.stages[name] = output, stage
-        going = [number for number, each in enumerate(batch.rows) if len(each.outputs) < len(self.asked)]
-        for number in going:
-            each = batch.rows[number]
-            each.states = outputs["next_states"][number, : len(each.row.ids)].copy()  # not a view of the whole batch
-            self.waiting[batch.stage + 1].append(each)
-        if going:
-            self.waiting[batch.stage + 1].sort(key=lambda each: len(each.row.ids))
+        return [self._answered(step.stage, number, item, outputs) for number, item in enumerate(step.items)]
+
+    def _answered(self, number: int, place: int, item: Item, outputs: Arrays) -> Passed:
+        """What the heads are sure of behind stage `number`, for the row at `place`."""
+        assert isinstance(item.want, Heads)
+        stage, last = self.engine.stages[number], number == len(self.engine.stages) - 1
+        sure = {
+            name: outputs[name][place]
+            for name in item.want.names
+            if last or outputs[name][place].max() >= stage.leave.get(name, np.inf)
+        }
+        goes_on = len(sure) < len(item.want.names)
+        if goes_on:
+            # Not a view of the whole batch.
+            self.kept[item.key] = Kept(outputs["next_states"][place, : len(item.ids)].copy())
+        else:
+            self.kept.pop(item.key, None)
+        return Passed(sure, goes_on)
+
+    def _vectors(self, step: Step, want: Vectors, arrays: Arrays) -> list[Passed]:
+        stage = self.engine.stages[step.stage]
+        here = [layer for layer in want.layers if layer in stage.layers]
+        goes_on = max(want.layers) > stage.depth or (want.pooling == "cls_pooled" and not stage.pooled)
+        names = [f"layer_{layer}" for layer in here] + ["next_states"] * goes_on
+        names += ["pooled"] * (want.pooling == "cls_pooled" and stage.pooled)
+        outputs = self.engine.run(step.stage, arrays, names)
+        if not all(np.isfinite(each).all() for each in outputs.values()):
+            raise EngineError("the encoder must give finite numbers; got NaN or infinity")
+        found = []
+        for place, item in enumerate(step.items):
+            length = len(item.ids)
+            kept = self.kept[item.key] if step.stage else Kept()
+            # A failed step must find what it began with.
+            kept = Kept(None, kept.layers | {layer: outputs[f"layer_{layer}"][place, :length].copy() for layer in here})
+            if goes_on:
+                kept.states = outputs["next_states"][place, :length].copy()
+                self.kept[item.key] = kept
+                found.append(Passed({}, True))
+                continue
+            self.kept.pop(item.key, None)
+            pooled = outputs["pooled"][place] if "pooled" in outputs else None
+            vector = pool([kept.layers[layer] for layer in want.layers], pooled, want.pooling)
+            found.append(Passed({VECTOR: vector}, False))
+        return found
 
 
 def _side_by_side(states: Sequence[np.ndarray], length: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def _side_by_side(states: Sequence[np.ndarray], length: int) -> np.ndarray:
     return padded
 
 
-def check_outputs(outputs: Mapping[str, np.ndarray], heads: Mapping[str, Head], rows: int, length: int) -> None:
+def check_outputs(outputs: Arrays, heads: Mapping[str, Head], rows: int, length: int) -> None:
     """Raises `EngineError` unless every head has finite numbers of its shape for rows of that length."""
     for name, head in heads.items():
         if name not in outputs:

@@ -9,11 +9,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from serving.bundle import Bundle
+from serving.errors import TextError
 from serving.heads import Reads
 from serving.rows import Row
 from spans.words import words
 
-MASK = "[MASK]"
+MASK, UNKNOWN = "[MASK]", "[UNK]"
 LINE_BREAKS = str.maketrans("\t\n\r", "   ")  # training reads texts of one line
 T = TypeVar("T")
 Pieces = list[tuple[int, int]]  # tokens: id, and the number of the word that it begins, else -1
@@ -30,7 +31,14 @@ class Vocabulary(Protocol):
         """The tokens of each text, given as its words."""
         ...
 
+    @property
+    def size(self) -> int: ...
+
     def token(self, token_id: int) -> str: ...
+
+    def id(self, token: str) -> int:
+        """That of the unknown where the vocabulary does not have the token."""
+        ...
 
 
 class Tokenizer:
@@ -56,6 +64,22 @@ class Tokenizer:
         if reads == "pair":
             return [[row] for row in self._pairs(texts, texts_b or ())]
         return [[row] for row in (self._words if reads == "words" else self._texts)(texts)]
+
+    def rows(self, texts: Sequence[str | Sequence[str] | Sequence[int]], texts_b: Sequence[str] | None) -> list[Row]:
+        """The row of each text, pair, or text given as its tokens or their ids.
+
+        Raises `TextError` for ids that are not of the vocabulary.
+        """
+        if texts_b is not None:
+            return self._pairs([str(text) for text in texts], texts_b)
+        plain = iter(self._texts([text for text in texts if isinstance(text, str)]))
+        return [next(plain) if isinstance(text, str) else self._row(self._ids(text)) for text in texts]
+
+    def _ids(self, tokens: Sequence[str] | Sequence[int]) -> list[int]:
+        ids = [self._vocabulary.id(token) if isinstance(token, str) else token for token in tokens]
+        if wrong := [each for each in ids if not 0 <= each < self._vocabulary.size]:
+            raise TextError(f"token ids must be between 0 and {self._vocabulary.size - 1}; got {wrong[0]}")
+        return ids
 
     def _texts(self, texts: Sequence[str]) -> list[Row]:
         """A row for each text."""
@@ -134,6 +158,7 @@ class WordPiece:
 
         self._rust = RustTokenizer.from_file(str(bundle.file("tokenizer/tokenizer.json")))
         self._rust.no_truncation()  # which would hide what is cut
+        self._known = self._rust.get_vocab()
 
     def split(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -143,8 +168,15 @@ class WordPiece:
         encodings = self._rust.encode_batch(list(texts), is_pretokenized=True, add_special_tokens=False)
         return [_begun(encoding.ids, encoding.word_ids) for encoding in encodings]
 
+    @property
+    def size(self) -> int:
+        return self._rust.get_vocab_size()
+
     def token(self, token_id: int) -> str:
         return self._rust.id_to_token(token_id) or ""
+
+    def id(self, token: str) -> int:
+        return self._known.get(token, self._known[UNKNOWN])
 
 
 class SentencePiece:
@@ -164,8 +196,15 @@ class SentencePiece:
             rows.append(_begun([token for ids in pieces for token in ids], owners))
         return rows
 
+    @property
+    def size(self) -> int:
+        return self._model.get_piece_size()
+
     def token(self, token_id: int) -> str:
         return self._model.id_to_piece(token_id)
+
+    def id(self, token: str) -> int:
+        return self._model.piece_to_id(token)
 
 
 def _begun(ids: Sequence[int], owners: Sequence[int | None]) -> Pieces:

@@ -1,0 +1,1 @@
+"""HTTP around `serving.models`: one module a protocol, `app` puts them together."""

@@ -1,0 +1,48 @@
+"""HTTP requests go in, JSON comes out: `create_app` makes the web application around the models."""
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from serving.errors import EngineError, QueueFull, ServingError
+from serving.http import native, operations
+from serving.http.errors import error_response, headers_of, message_of, status_of
+from serving.http.front import Front
+from serving.keys import Keys
+from serving.metrics import Metrics
+from serving.models import Models
+
+log = logging.getLogger(__name__)
+
+
+def create_app(models: Models, metrics: Metrics, body_limit: int, keys: Keys) -> FastAPI:
+    """The application; its OpenAPI is at `/docs`. `body_limit` is in bytes."""
+    app = FastAPI(title="bert_mtl", description="Answers of one model to texts, in several protocols.")
+
+    def full() -> None:
+        try:
+            models.service().batcher.check_room()
+        except QueueFull:
+            models.service().metrics.refused()
+            raise
+        except ServingError:
+            pass  # it is the route that says so
+
+    app.add_middleware(Front, keys=keys, body_limit=body_limit, full=full)
+    for kind in (ServingError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _on_error)
+    for routes in (native.router(models), operations.router(models, metrics)):
+        app.include_router(routes)
+    return app
+
+
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, EngineError):
+        log.error("%s", error)  # Starlette adds the traceback of any other exception that it does not know
+    message = message_of(error)
+    if isinstance(error, HTTPException):
+        message = f"{request.method} {request.url.path}: {message}"
+    return error_response(status_of(error), message, headers_of(error))

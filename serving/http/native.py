@@ -1,0 +1,145 @@
+"""The server's own requests: `/classify`, `/encode` (bert-as-service's form too) and `/tokenize`."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError, to_json
+
+from serving.models import Models
+from serving.pooling import Pooling
+from serving.service import Service
+
+# One fault is enough to refuse a body that may hold a million: hence fail_fast, and no extra="forbid".
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Tokens = Annotated[list[Texts], Field(fail_fast=True)]
+
+
+class Request(BaseModel):
+    """A body of known keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.keys() - cls.model_fields.keys():
+            *others, last = cls.model_fields
+            raise PydanticCustomError("unknown_key", f"Only the keys {', '.join(others)} and {last} are known")  # type: ignore[arg-type]
+        return content
+
+
+class ClassifyRequest(Request):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["A wonderful film."]}]})
+
+    texts: Texts
+    texts_b: Texts | None = None
+    heads: Texts | None = None
+    """Those that shall answer; all where it is left out."""
+    version: str | None = None
+    """Of the model; the newest where it is left out."""
+
+
+class EncodeRequest(Request):
+    """`id` and `is_tokenized` make it bert-as-service's: it is then answered in its form."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["A wonderful film."], "pooling": "mean"}]})
+
+    texts: Texts | Tokens
+    texts_b: Texts | None = None
+    pooling: Pooling | None = None
+    layers: Annotated[list[int], Field(fail_fast=True)] | None = None
+    version: str | None = None
+    id: Any = None
+    is_tokenized: bool = False
+
+
+class TokenizeRequest(Request):
+    texts: Texts
+    version: str | None = None
+
+
+class Model(BaseModel):
+    name: str
+    version: str
+
+
+class ClassifyResponse(BaseModel):
+    """One result and one `truncated` a text (or pair); `truncated` says that the model read only a part of it.
+
+    A result holds an answer by head. Classification says `label` and `probabilities`, multilabel `labels` and
+    `probabilities`, regression `value`, tagging `spans` (each `type`, `start`, `end`, `text`, `score`; places count
+    characters), vector `vector`, similarity `similarity` of a pair and `vector` of a text, and mlm `masks`: for each
+    [MASK] in the text the best guesses (`token`, `probability`).
+    """
+
+    results: list[dict[str, dict[str, Any]]]
+    truncated: list[bool]
+    model: Model
+
+
+class EncodeResponse(BaseModel):
+    """A vector a text, or with pooling none one a token that was read."""
+
+    vectors: list[list[float]] | list[list[list[float]]]
+    truncated: list[bool]
+    model: Model
+
+
+class TokenizedText(BaseModel):
+    ids: list[int]
+    tokens: list[str]
+    truncated: bool
+
+
+class TokenizeResponse(BaseModel):
+    tokens: list[TokenizedText]
+    model: Model
+
+
+class ErrorDetail(BaseModel):
+    type: str
+    message: str
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorDetail
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (401, 404, 413, 422, 429, 500, 503, 504)
+}
+
+
+def router(models: Models) -> APIRouter:
+    """The routes; the answers are written as they are, without being checked once more."""
+    routes = APIRouter(tags=["bert_mtl"], responses=ERRORS)
+
+    @routes.post("/classify", response_model=ClassifyResponse)
+    async def classify(request: ClassifyRequest) -> Response:
+        """What every head that reads texts says of every text; with texts_b, every head that reads pairs."""
+        service = models.service(request.version)
+        answers = await service.classify(request.texts, request.texts_b, heads=request.heads)
+        return _json({"results": answers.results, "truncated": answers.truncated, "model": _model(service)})
+
+    @routes.post("/encode", response_model=EncodeResponse)
+    async def encode(request: EncodeRequest) -> Response:
+        """Vectors of texts, pairs (with texts_b), or texts given as lists of tokens."""
+        service = models.service(request.version)
+        found = await service.encode(request.texts, request.texts_b, pooling=request.pooling, layers=request.layers)
+        vectors = [each.tolist() for each in found.vectors]
+        return _json({"vectors": vectors, "truncated": found.truncated, "model": _model(service)})
+
+    @routes.post("/tokenize", response_model=TokenizeResponse)
+    async def tokenize(request: TokenizeRequest) -> Response:
+        """What the model reads of each text."""
+        service = models.service(request.version)
+        return _json({"tokens": await service.tokenize(request.texts), "model": _model(service)})
+
+    return routes
+
+
+def _model(service: Service) -> dict[str, str]:
+    return {"name": service.manifest.name, "version": service.version}
+
+
+def _json(content: Any) -> Response:
+    return Response(to_json(content, inf_nan_mode="strings"), media_type="application/json")

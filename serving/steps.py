@@ -1,0 +1,98 @@
+"""What the batcher asks of a worker and what it says back: the words on both ends of their socket."""
+
+import pickle
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from serving.bundle import Bundle, Precision, StageFiles
+from serving.engines import EngineName
+from serving.pooling import Pooling
+
+SIZE = struct.Struct("<Q")
+"""Of a message in bytes, before it."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Wanted of a row: what these heads answer."""
+
+    names: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Wanted of a row: vectors of these layers (0: the embeddings), side by side."""
+
+    layers: tuple[int, ...]
+    pooling: Pooling
+
+
+Want = Heads | Vectors
+
+
+class Item(NamedTuple):
+    """A row of a step; `key` is that of the states which the worker keeps for it between stages.
+
+    Attributes:
+        ids: `(length,)` int32.
+        second: the place at which a second text begins; None where there is none.
+        want: what has not been answered yet.
+    """
+
+    key: int
+    ids: np.ndarray
+    second: int | None
+    want: Want
+
+
+class Step(NamedTuple):
+    """Rows that a stage takes at once, all of them wanted heads or all the same vectors; and the keys of rows that
+    nobody waits for any more."""
+
+    stage: int
+    items: Sequence[Item]
+    forgotten: Sequence[int] = ()
+
+
+class Passed(NamedTuple):
+    """What a stage found for a row: a head's answer by name, or the vectors as `VECTOR`; whether it goes on to the
+    next stage."""
+
+    outputs: dict[str, np.ndarray]
+    goes_on: bool
+
+
+VECTOR = "vector"
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """The first message to a worker: a checked bundle, the engine to open it by, and its threads (None: one a core)."""
+
+    bundle: Bundle
+    engine: EngineName
+    threads: int | None
+
+
+class Failed(NamedTuple):
+    """Why the engine did not open, or a step failed."""
+
+    message: str
+
+
+class Opened(NamedTuple):
+    """The worker's first message: its engine answers."""
+
+    engine: str
+    precision: Precision
+    stages: Sequence[StageFiles]
+
+
+def packed(message: object) -> bytes:
+    """The message as it goes through the socket."""
+    content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return SIZE.pack(len(content)) + content

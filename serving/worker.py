@@ -1,0 +1,81 @@
+"""A process that has an engine and runs the steps that come through a socket: `python -m serving.worker`.
+
+`serving.workers` starts it. It ends when the socket closes, so none outlives its server.
+"""
+
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from serving.bundle import Bundle, check_files
+from serving.engines import Engine, EngineName, open_engine
+from serving.errors import EngineError
+from serving.rows import Row, pad
+from serving.stages import Runner, check_outputs
+from serving.steps import SIZE, Failed, Opened, Passed, Step, WorkerSettings, packed
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Takes the socket's number; what to open comes through it."""
+    # Ctrl+C reaches every process of the terminal: the server drains first, and its end closes the socket.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    with connection, connection.makefile("rb") as messages:
+        settings: WorkerSettings = received(messages)
+        bundle = settings.bundle
+        try:
+            check_files(bundle)
+            engine = opened(bundle, settings.engine, settings.threads)
+        except Exception as error:  # of the runtime's own types too
+            connection.sendall(packed(Failed(str(error))))
+            return
+        precision = "fp32" if engine.name == "dummy" else bundle.manifest.engines[engine.name].precision
+        connection.sendall(packed(Opened(engine.name, precision, engine.stages)))
+        runner = Runner(engine, bundle.manifest.heads, bundle.manifest.tokenizer.pad_id)
+        while (step := received(messages)) is not None:
+            connection.sendall(packed(answered(runner, step)))
+
+
+def received(messages: BinaryIO) -> Any:
+    """The next message; None once the socket is closed."""
+    size = messages.read(SIZE.size)
+    return pickle.loads(messages.read(SIZE.unpack(size)[0])) if size else None
+
+
+def opened(bundle: Bundle, name: EngineName, threads: int | None) -> Engine:
+    """The engine, warm: a long and a short row went through all its stages.
+
+    Raises `EngineError` where the model does not answer as its manifest says.
+    """
+    engine = open_engine(name, bundle, threads)
+    settings = bundle.manifest.tokenizer
+    for length in (settings.max_length, 8):
+        row = Row(np.full(length, settings.pad_id, np.int32), False)
+        for outputs in engine.predict(pad([row], settings.pad_id)._asdict()):
+            check_outputs(outputs, bundle.manifest.heads, 1, length)
+    return engine
+
+
+def answered(runner: Runner, step: Step) -> list[Passed] | Failed:
+    """What the engine found for the step, or why it failed."""
+    try:
+        return runner.run(step)
+    except EngineError as error:
+        return Failed(str(error))
+    except Exception as error:  # of the runtime's own types
+        log.exception("stage %d with %d rows", step.stage, len(step.items))
+        return Failed(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format=f"worker {os.getpid()}: %(message)s")
+    main()

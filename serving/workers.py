@@ -1,0 +1,161 @@
+"""Worker processes from their server's side: started, asked, watched, and replaced when they end."""
+
+import asyncio
+import logging
+import pickle
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+
+from serving.engines import Engine
+from serving.errors import EngineError
+from serving.heads import Head
+from serving.stages import Runner
+from serving.steps import SIZE, Failed, Opened, Passed, Step, WorkerSettings, packed
+
+log = logging.getLogger(__name__)
+
+START = 120.0
+"""Seconds that an engine gets to open."""
+PATIENCE = 120.0
+"""Seconds after which a worker that does not answer a step is taken for lost."""
+LONGEST_PAUSE = 10.0
+"""Seconds between two attempts to replace a worker, at most."""
+
+
+class WorkerLost(Exception):
+    """The worker ended, or no longer answers, before it had answered a step."""
+
+
+class Worker:
+    """One worker. Between `start` and `close` there is a process, or one is on its way."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings = settings
+        self.restarts = 0
+        self.opened: Opened
+        self.process: asyncio.subprocess.Process | None = None
+        self._works = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the process is there and its engine open."""
+        return self._works.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process else None
+
+    async def start(self) -> None:
+        """Returns once the engine answers. Raises `EngineError` where it cannot."""
+        await self._open()
+        self._keeper = asyncio.create_task(self._keep(), name="keeper of a worker")
+
+    async def ready(self) -> None:
+        """Returns once the engine answers (again)."""
+        await self._works.wait()
+
+    async def run(self, step: Step) -> list[Passed]:
+        """What the worker found for each row of the step.
+
+        Raises `EngineError` where the model failed, `WorkerLost` where the worker did.
+        """
+        try:
+            self._writer.write(packed(step))
+            await self._writer.drain()
+            found = await asyncio.wait_for(self._read(), PATIENCE)
+        except (OSError, EOFError, TimeoutError) as error:
+            self._works.clear()
+            self._kill()
+            raise WorkerLost(f"worker {self.pid} was lost: {type(error).__name__}") from error
+        if isinstance(found, Failed):
+            raise EngineError(found.message)
+        assert isinstance(found, list)
+        return found
+
+    async def close(self) -> None:
+        """Ends the process."""
+        if self._keeper:
+            self._keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._keeper
+        self._works.clear()
+        if self.process:
+            self._writer.close()
+            self._kill()
+            await self.process.wait()
+
+    async def _open(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "serving.worker", str(theirs.fileno()), pass_fds=[theirs.fileno()]
+            )
+        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        try:
+            self._writer.write(packed(self.settings))
+            opened = await asyncio.wait_for(self._read(), START)
+        except (OSError, EOFError, TimeoutError) as error:
+            self._kill()
+            raise EngineError(f"engine {self.settings.engine} did not open: its process ended or hung") from error
+        if isinstance(opened, Failed):
+            raise EngineError(opened.message)
+        assert isinstance(opened, Opened)
+        self.opened = opened
+        self._works.set()
+
+    async def _read(self) -> object:
+        try:
+            size = SIZE.unpack(await self._reader.readexactly(SIZE.size))[0]
+            return pickle.loads(await self._reader.readexactly(size))
+        except asyncio.IncompleteReadError as error:
+            raise EOFError from error
+
+    async def _keep(self) -> None:
+        """Replaces the process whenever it ends."""
+        while True:
+            assert self.process
+            code = await self.process.wait()
+            self._works.clear()
+            self._writer.close()
+            log.error("worker %s ended with code %s and is replaced", self.pid, code)
+            pause = 0.0
+            while not self._works.is_set():
+                await asyncio.sleep(pause)
+                self.restarts += 1
+                try:
+                    await self._open()
+                except EngineError as error:
+                    log.error("a worker could not be replaced: %s", error)
+                    pause = min(2 * pause + 0.5, LONGEST_PAUSE)
+
+    def _kill(self) -> None:
+        if self.process and self.process.returncode is None:
+            self.process.kill()
+
+
+class Local:
+    """An engine of this very process in the place of a worker: for benchmarks and tests of what surrounds one."""
+
+    is_ready, restarts, pid = True, 0, None
+
+    def __init__(self, engine: Engine, heads: Mapping[str, Head], pad_id: int) -> None:
+        self.runner = Runner(engine, heads, pad_id)
+        self.opened = Opened(engine.name, "fp32", engine.stages)
+
+    async def start(self) -> None: ...
+
+    async def ready(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def run(self, step: Step) -> list[Passed]:
+        """What the engine found, computed in a thread. Raises `EngineError`."""
+        try:
+            return await asyncio.to_thread(self.runner.run, step)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{type(error).__name__}: {error}") from error
