@@ -1,20 +1,19 @@
 """Texts of bert-as-service's clients go in, one array and its tokens come out, from the model served just now."""
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from conf.errors import Problem
-from serving.errors import NotReady, QueueFull, Refused
+from serving.errors import QueueFull, Refused
 from serving.models import Models
 from serving.service import Service
 from serving.zmq_config import ZmqConfig
 from serving.zmq_frames import Pair, ReplyTooLarge, Texts, padded_shape, split_pair, stack
 
-AGAIN = 0.1
+AGAIN = 0.02
 """Seconds after which a full queue is asked again."""
 ASIDE = 65536
 """Bytes from which on work is done in another thread, so that the event loop stays free."""
@@ -32,7 +31,7 @@ class TextVectors:
     """What clients get of their texts: vectors, or what a head says of them."""
 
     def __init__(self, models: Models, config: ZmqConfig) -> None:
-        self._models, self._config = models, config
+        self._models, self._config, self._turn = models, config, asyncio.Lock()
 
     def head(self, service: Service) -> str:
         """The head that `zmq.pooling` means; raises `Refused` where it cannot be told."""
@@ -51,9 +50,9 @@ class TextVectors:
 
         A text `a ||| b` is a pair. Raises a `ServingError`.
         """
-        pairs, found, service = [split_pair(text) for text in texts], None, None
+        pairs, found = [split_pair(text) for text in texts], None
         while found is None:
-            service = await self._service()
+            service = self._models.service()
             found = await self._found(service, pairs)
         length = service.manifest.tokenizer.max_length if self._config.fixed_length else None
         vectors = [each.vector for each in found]
@@ -61,27 +60,26 @@ class TextVectors:
         array = await aside(sum(vector.nbytes for vector in vectors), stack, vectors, length)
         return array, "" if self._config.pooling else [each.tokens for each in found]
 
-    async def _service(self) -> Service:
-        """The model's newest version, waited for where none is ready."""
-        late = time.monotonic() + self._config.wait
-        while True:
-            try:
-                return self._models.service()
-            except NotReady:
-                if time.monotonic() > late:
-                    raise
-            await asyncio.sleep(AGAIN)
-
     async def _found(self, service: Service, pairs: Sequence[Pair]) -> list[Found] | None:
         """What is found for the texts, piece by piece; None where another version has come in between: an answer shall
         be of one version, and this one may be gone."""
         found: dict[int, Found] = {}
         for piece in self._pieces(pairs):
-            if found and await self._service() is not service:
+            await self._room(service)
+            if found and self._models.service() is not service:
                 return None
-            found |= zip(piece, await self._patiently(service, [pairs[index] for index in piece]), strict=True)
+            found |= zip(piece, await self._ask(service, [pairs[index] for index in piece]), strict=True)
             self._check_size([each.vector for each in found.values()], None)
         return [found[index] for index in range(len(pairs))]
+
+    async def _room(self, service: Service) -> None:
+        """Returns once the queue has room: bert-as-service refuses nobody, its clients wait, and so in their order."""
+        async with self._turn:
+            while True:
+                try:
+                    return service.batcher.check_room()
+                except QueueFull:
+                    await asyncio.sleep(AGAIN)
 
     def _pieces(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
         """The places of texts that can be asked for at once: only pairs, or only single texts."""
@@ -90,23 +88,13 @@ class TextVectors:
             for start in range(0, len(places), self._config.piece):
                 yield places[start : start + self._config.piece]
 
-    async def _patiently(self, service: Service, piece: Sequence[Pair]) -> list[Found]:
-        """bert-as-service refuses nobody, so where the queue is full its clients wait."""
-        late = time.monotonic() + self._config.wait
-        while True:
-            try:
-                return await self._ask(service, piece)
-            except QueueFull:
-                if time.monotonic() > late:
-                    raise
-            await asyncio.sleep(AGAIN)
-
     async def _ask(self, service: Service, piece: Sequence[Pair]) -> list[Found]:
         texts = [first for first, _ in piece]
         texts_b = None if piece[0][1] is None else [second for _, second in piece]
         if self._config.pooling is None:
             encoded = await service.encode(texts, texts_b)
-            return [Found(vector, tokens) for vector, tokens in zip(encoded.vectors, encoded.tokens, strict=True)]
+            tokens = map(service.tokens, encoded.ids)
+            return [Found(vector, words) for vector, words in zip(encoded.vectors, tokens, strict=True)]
         if not isinstance(texts[0], str):
             raise Refused(f"texts must be given as text (is_tokenized=False): zmq.pooling is {self._config.pooling}")
         name = self.head(service)

@@ -29,6 +29,8 @@ WAITING = 16
 """Requests of one connection that are received and wait, and replies on their way to one."""
 HARD = 8
 """Times `frame` from which on a frame ends the connection: libzmq then takes no memory for it, and says nothing."""
+REST = 1000
+"""Requests at most that are refused at the end."""
 LINGER = 1000
 """Milliseconds in which the last replies must have left."""
 
@@ -79,7 +81,7 @@ class ZmqBridge:
                 for each, key, port in ((self._inbox, "port", config.port or 0), (self._out, "port_out", config.out))
             )
         except ZmqAddressError:
-            self._context.destroy(linger=0)
+            self.close()
             raise
         self._description = Description(config, self._pooling, self._layers, ports)
         return ports
@@ -90,9 +92,23 @@ class ZmqBridge:
 
         Raises `Refused` where the model has no head for `pooling`.
         """
-        self._check()
+        try:
+            self._check()
+            await self._serve()
+        finally:
+            self._inbox.close(linger=LINGER)
+            self._out.close(linger=LINGER)
+            await asyncio.to_thread(self._context.term)  # returns once the last replies have left
+
+    def close(self) -> None:
+        """Gives the ports back, where nothing ran."""
+        self._context.destroy(linger=0)
+
+    async def _serve(self) -> None:
         receiving = asyncio.create_task(self._receive(), name="zmq requests")
-        helping = [asyncio.create_task(work, name="zmq replies") for work in (self._outbox.listen(), self._outbox.tend())]
+        helping = [
+            asyncio.create_task(each, name="zmq replies") for each in (self._outbox.listen(), self._outbox.tend())
+        ]
         try:
             done, _ = await asyncio.wait([receiving, *helping], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -105,7 +121,6 @@ class ZmqBridge:
                 for task in (*helping, *self._open):
                     task.cancel()
                 await asyncio.gather(receiving, *helping, *self._open, return_exceptions=True)
-                await self._close()
 
     def _check(self) -> None:
         if self._config.pooling is not None:
@@ -117,7 +132,11 @@ class ZmqBridge:
     async def _receive(self) -> None:
         while True:
             await self._room()
-            frames = await self._inbox.recv_multipart()
+            try:
+                frames = await self._inbox.recv_multipart(flags=zmq.DONTWAIT)
+            except zmq.Again:
+                await self._inbox.poll()  # which, unlike a waiting receive, loses nothing where it is cancelled
+                continue
             try:
                 if await self._take(frames):
                     return
@@ -196,7 +215,7 @@ class ZmqBridge:
     async def _drain(self) -> None:
         self._inbox.unbind(self._inbox.get(zmq.LAST_ENDPOINT))
         with suppress(zmq.Again):  # what libzmq has received already would be lost unsaid
-            while True:
+            for _ in range(REST):
                 frames = await self._inbox.recv_multipart(flags=zmq.DONTWAIT)
                 await self._refuse(frames, NotReady("the server ends; ask again"))
         while self._open:
@@ -205,11 +224,6 @@ class ZmqBridge:
             async with asyncio.timeout(LINGER / 1000):
                 while self._outbox.waits:
                     await asyncio.sleep(PULSE)
-
-    async def _close(self) -> None:
-        for each in (self._inbox, self._out):
-            each.close(linger=LINGER)
-        await asyncio.to_thread(self._context.term)  # returns once the last replies have left
 
 
 def _bind(each: zmq.asyncio.Socket, host: str, key: str, port: int) -> int:

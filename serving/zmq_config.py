@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from conf.errors import Problem, Schema
 
+POOLINGS = ("classification", "regression")
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -25,7 +26,6 @@ class ZmqConfig(Schema):
     terminate: bool
     requests: PositiveInt
     piece: PositiveInt
-    wait: NonNegativeFloat
     frame: PositiveInt
     reply: PositiveInt
     held: HeldConfig
@@ -47,9 +47,5 @@ class ZmqConfig(Schema):
         if self.port == 65535 and self.port_out is None:
             found.append(Problem("zmq.port_out", "be given: there is no port after zmq.port", self.port_out))
         if self.head is not None and self.pooling is None:
-            found.append(Problem("zmq.pooling", "say what zmq.head is for", self.pooling, self.pooling_options()))
+            found.append(Problem("zmq.pooling", "say what zmq.head is for", self.pooling, POOLINGS))
         return found
-
-    @staticmethod
-    def pooling_options() -> list[str]:
-        return ["classification", "regression"]
