@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from conf.errors import Problem
-from serving.errors import QueueFull, Refused
+from serving.errors import QueueFull, Refused, TextError
 from serving.models import Models
 from serving.service import Service
 from serving.zmq_config import ZmqConfig
@@ -68,7 +68,13 @@ class TextVectors:
             await self._room(service)
             if found and self._models.service() is not service:
                 return None
-            found |= zip(piece, await self._ask(service, [pairs[index] for index in piece]), strict=True)
+            try:
+                answers = await self._ask(service, [pairs[index] for index in piece])
+            except TextError as error:
+                if len(piece) == len(pairs):
+                    raise
+                raise TextError(f"of the texts {piece[0]} to {piece[-1]}, {error}") from None  # which counts from there
+            found |= zip(piece, answers, strict=True)
             self._check_size([each.vector for each in found.values()], None)
         return [found[index] for index in range(len(pairs))]
 
@@ -89,8 +95,8 @@ class TextVectors:
                 yield places[start : start + self._config.piece]
 
     async def _ask(self, service: Service, piece: Sequence[Pair]) -> list[Found]:
-        texts = [first for first, _ in piece]
-        texts_b = None if piece[0][1] is None else [second for _, second in piece]
+        texts: list[Any] = [first for first, _ in piece]
+        texts_b: list[Any] | None = None if piece[0][1] is None else [second for _, second in piece]
         if self._config.pooling is None:
             encoded = await service.encode(texts, texts_b)
             tokens = map(service.tokens, encoded.ids)

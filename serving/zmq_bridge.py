@@ -5,16 +5,13 @@ another.
 """
 
 import asyncio
-import errno
 import logging
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 
 import zmq
 import zmq.asyncio
 
-from conf.errors import Problem
 from serving import zmq_frames
 from serving.errors import NotReady
 from serving.log_limit import OncePerSecond
@@ -23,12 +20,15 @@ from serving.zmq_answers import TextVectors, aside
 from serving.zmq_config import ZmqConfig
 from serving.zmq_frames import Request
 from serving.zmq_outbox import PULSE, Outbox
+from serving.zmq_sockets import ZmqAddressError, bind, receive
 from serving.zmq_status import Description, Statistic
 
 WAITING = 16
 """Requests of one connection that are received and wait, and replies on their way to one."""
 HARD = 8
 """Times `frame` from which on a frame ends the connection: libzmq then takes no memory for it, and says nothing."""
+SUBSCRIPTION = 4096
+"""Bytes of one at most."""
 REST = 1000
 """Requests at most that are refused at the end."""
 LINGER = 1000
@@ -36,15 +36,6 @@ LINGER = 1000
 
 log = logging.getLogger(__name__)
 log.addFilter(OncePerSecond())
-
-
-class ZmqAddressError(Exception):
-    """The server cannot listen on the address of the configuration."""
-
-    user_error = True
-
-    def __init__(self, problem: Problem, error: OSError) -> None:
-        super().__init__(f"{problem} {error.strerror or error}.")
 
 
 class ZmqBridge:
@@ -68,23 +59,20 @@ class ZmqBridge:
         self._context = zmq.asyncio.Context()
         self._inbox = self._context.socket(zmq.PULL)
         self._out = self._context.socket(zmq.XPUB)
-        for each, frame in ((self._inbox, HARD * config.frame), (self._out, 4096)):
+        for each, frame in ((self._inbox, HARD * config.frame), (self._out, SUBSCRIPTION)):
             each.set(zmq.MAXMSGSIZE, frame)
             each.set(zmq.RCVHWM, WAITING)
             each.set(zmq.SNDHWM, WAITING)
             each.set(zmq.TCP_KEEPALIVE, 1)
-            each.set(zmq.IPV6, 1)
         self._outbox = Outbox(self._out, config.held, self._forget)
         try:
-            ports = tuple(
-                _bind(each, config.host, key, port)
-                for each, key, port in ((self._inbox, "port", config.port or 0), (self._out, "port_out", config.out))
-            )
+            port = bind(self._inbox, config.host, config.port or 0, "zmq.port")
+            port_out = bind(self._out, config.host, config.out, "zmq.port_out")
         except ZmqAddressError:
             self.close()
             raise
-        self._description = Description(config, self._pooling, self._layers, ports)
-        return ports
+        self._description = Description(config, self._pooling, self._layers, (port, port_out))
+        return port, port_out
 
     async def run(self) -> None:
         """Answers until it is cancelled (or told to end by TERMINATION, where `terminate` allows it), then answers
@@ -132,11 +120,7 @@ class ZmqBridge:
     async def _receive(self) -> None:
         while True:
             await self._room()
-            try:
-                frames = await self._inbox.recv_multipart(flags=zmq.DONTWAIT)
-            except zmq.Again:
-                await self._inbox.poll()  # which, unlike a waiting receive, loses nothing where it is cancelled
-                continue
+            frames = await receive(self._inbox)
             try:
                 if await self._take(frames):
                     return
@@ -213,7 +197,7 @@ class ZmqBridge:
             await self._outbox.send(request.identity, frames)
 
     async def _drain(self) -> None:
-        self._inbox.unbind(self._inbox.get(zmq.LAST_ENDPOINT))
+        self._inbox.unbind(self._inbox.get_string(zmq.LAST_ENDPOINT))
         with suppress(zmq.Again):  # what libzmq has received already would be lost unsaid
             for _ in range(REST):
                 frames = await self._inbox.recv_multipart(flags=zmq.DONTWAIT)
@@ -224,20 +208,3 @@ class ZmqBridge:
             async with asyncio.timeout(LINGER / 1000):
                 while self._outbox.waits:
                     await asyncio.sleep(PULSE)
-
-
-def _bind(each: zmq.asyncio.Socket, host: str, key: str, port: int) -> int:
-    """The port that the socket then listens on."""
-    try:
-        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4]
-    except socket.gaierror as error:
-        raise ZmqAddressError(Problem("zmq.host", "be an address of this machine", host), error) from None
-    name = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
-    try:
-        each.bind(f"tcp://{name}:{port or '*'}")
-    except zmq.ZMQError as error:
-        problem = Problem("zmq.host", "be an address this process may listen on", host)
-        if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            problem = Problem(f"zmq.{key}", "be free, and open to this user", port)
-        raise ZmqAddressError(problem, error) from None
-    return int(each.get(zmq.LAST_ENDPOINT).rpartition(b":")[2])

@@ -106,7 +106,7 @@ def answer(vectors: np.ndarray, tokens: Sequence[Sequence[str]] | str, request_i
     """Frames of the vectors `(texts, …)`: numbers as float32, little-endian whatever the machine."""
     numbers = np.ascontiguousarray(vectors, "<f4")
     words = {"dtype": "float32", "shape": numbers.shape, "tokens": tokens}
-    return [json.dumps(words).encode(), memoryview(numbers.reshape(-1)).cast("B"), request_id]
+    return [json.dumps(words).encode(), numbers.reshape(-1).view(np.uint8).data, request_id]
 
 
 def config(content: Mapping[str, Any], request_id: bytes) -> list[Buffer]:

@@ -21,6 +21,7 @@ from serving.errors import ServingError
 from serving.log_limit import OncePerSecond
 from serving.zmq_config import HeldConfig
 from serving.zmq_frames import Buffer
+from serving.zmq_sockets import receive
 
 END = b"\0end"
 """Behind an identity that a client chose itself: it begins with none of its own bytes."""
@@ -31,7 +32,10 @@ REFUSALS = 256
 """Errors that are held; they have a place of their own, so that faulty requests push out no answer."""
 OVERHEAD = 1024
 """Bytes that a held reply counts beside its frames."""
-PULSE = 0.05
+LARGE = 1 << 20
+"""Bytes of a frame from which on the next such reply to its client waits until this one has left: libzmq counts
+replies on their way to a slow client, not their bytes."""
+PULSE = 0.02
 """Seconds after which a full or late subscriber is tried again."""
 
 log = logging.getLogger(__name__)
@@ -65,6 +69,10 @@ class Reply:
     @property
     def size(self) -> int:
         return OVERHEAD + sum(map(len, self.frames))
+
+    @property
+    def is_large(self) -> bool:
+        return any(len(each) > LARGE for each in self.frames)
 
     @property
     def request_id(self) -> bytes:
@@ -134,6 +142,8 @@ class Outbox:
         self._answers, self._refusals = Held(config.replies, config.bytes), Held(REFUSALS, config.bytes)
         self._subscribed: Counter[bytes] = Counter()
         self._left: dict[bytes, float] = {}
+        self._leaving: dict[bytes, list[zmq.MessageTracker]] = {}
+        self._care = asyncio.Event()  # that something is held, or somebody has left
 
     async def send(self, identity: bytes, frames: Sequence[Buffer], refusal: bool = False) -> None:
         """Sends a reply, or holds it; never waits."""
@@ -144,15 +154,23 @@ class Outbox:
         reply = Reply(frames)
         if identity in held.queues or not await self._sent(identity, reply):
             held.add(identity, reply)
+            self._care.set()
 
     async def _sent(self, identity: bytes, reply: Reply) -> bool:
-        if identity not in self._subscribed:
+        if identity not in self._subscribed or (reply.is_large and not self._has_left(identity)):
             return False
+        frames = [zmq.Frame(each, copy=False, track=True) if len(each) > LARGE else each for each in reply.frames]
         try:
-            await self._socket.send_multipart([topic(identity), *reply.frames], flags=zmq.DONTWAIT, copy=False)
+            await self._socket.send_multipart([topic(identity), *frames], flags=zmq.DONTWAIT)
         except zmq.Again:
             return False
+        if reply.is_large:
+            self._leaving[identity] = [each.tracker for each in frames if isinstance(each, zmq.Frame)]
         return True
+
+    def _has_left(self, identity: bytes) -> bool:
+        """Whether libzmq is done with the last large reply to a client."""
+        return all(tracker.done for tracker in self._leaving.get(identity, ()))
 
     async def _flush(self, identity: bytes) -> None:
         for held in (self._answers, self._refusals):
@@ -162,7 +180,7 @@ class Outbox:
     async def listen(self) -> None:
         """Follows who subscribes and who leaves."""
         while True:
-            frames = await self._socket.recv_multipart()
+            frames = await receive(self._socket)
             if len(frames) == 1 and frames[0][:1] in (b"\0", b"\1"):
                 await self._follow(frames[0][:1] == b"\1", frames[0][1:])
             await asyncio.sleep(0)  # what is there already is received without a pause
@@ -171,7 +189,9 @@ class Outbox:
         name = topic(identity)
         if name is None:
             return
-        self._socket.set(zmq.SUBSCRIBE if comes else zmq.UNSUBSCRIBE, name)  # for the connection it came from
+        # For the connection that the last message came from. libzmq forgets which where it has handled anything in
+        # between (4.3.5: another's end), hence at once after `receive`.
+        self._socket.set(zmq.SUBSCRIBE if comes else zmq.UNSUBSCRIBE, name)
         if comes:
             self._subscribed[identity] += 1
             self._left.pop(identity, None)
@@ -180,25 +200,30 @@ class Outbox:
             self._subscribed[identity] -= 1
         else:
             del self._subscribed[identity]
+            self._leaving.pop(identity, None)
             self._left[identity] = time.monotonic()
+            self._care.set()
 
     async def tend(self) -> None:
         """Tries slow subscribers again, and drops what has waited too long for one."""
         while True:
-            await asyncio.sleep(PULSE)
+            await self._care.wait()
             late = time.monotonic() - self._seconds
             for held in (self._answers, self._refusals):
                 for identity in list(held.queues):
                     await self._flush(identity)
-                    while identity not in self._subscribed and identity in held.queues:
-                        if held.queues[identity][0].since > late:
-                            break
-                        held.pop(identity)
-                        log.warning("a reply to %r was dropped: nobody subscribed to it", identity)
-            for identity, since in list(self._left.items()):
-                if since < late:
-                    del self._left[identity]
-                    self._on_left(identity)
+                    self._drop_late(held, identity, late)
+            for identity in [each for each, since in self._left.items() if since < late]:
+                del self._left[identity]
+                self._on_left(identity)
+            if not (self._answers.queues or self._refusals.queues or self._left):
+                self._care.clear()
+            await asyncio.sleep(PULSE)
+
+    def _drop_late(self, held: Held, identity: bytes, late: float) -> None:
+        while identity not in self._subscribed and identity in held.queues and held.queues[identity][0].since < late:
+            held.pop(identity)
+            log.warning("a reply to %r was dropped: nobody subscribed to it", identity)
 
     @property
     def waits(self) -> bool:

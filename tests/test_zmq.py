@@ -24,9 +24,10 @@ from conf.errors import validate
 from serving import zmq_frames
 from serving.errors import EngineError, QueueFull, Refused, TextError
 from serving.service import Answers, Encoded
-from serving.zmq_bridge import ZmqAddressError, ZmqBridge
+from serving.zmq_bridge import ZmqBridge
 from serving.zmq_config import ZmqConfig
 from serving.zmq_outbox import Held, Reply, topic
+from serving.zmq_sockets import ZmqAddressError
 from serving.zmq_status import Statistic
 
 SETTINGS: dict[str, Any] = {
@@ -288,7 +289,10 @@ def test_large_requests_go_to_the_model_piece_by_piece():
     with serving(service, piece=100) as server, server.client() as client:
         found = client.encode([f"{'good ' * (index % 15 + 1)}" for index in range(1050)])
         assert found[:, 0].tolist() == [index % 15 + 1 for index in range(1050)]
-    assert service.asked == [100] * 10 + [50]
+        assert service.asked == [100] * 10 + [50]
+        client._check_input_lst_str = lambda texts: None
+        with pytest.raises((TypeError, ValueError), match="of the texts 100 to 149, texts.30 must not be empty"):
+            client.encode(["good"] * 130 + [""] + ["good"] * 19)
 
 
 def test_a_full_queue_makes_clients_wait():
