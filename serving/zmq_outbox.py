@@ -148,7 +148,9 @@ class Outbox:
     async def send(self, identity: bytes, frames: Sequence[Buffer], refusal: bool = False) -> None:
         """Sends a reply, or holds it; never waits."""
         if topic(identity) is None:
-            log.warning("no reply to %r: an identity must have 1 to %d bytes and not end a UUID", identity[:40], LENGTH)
+            log.warning(
+                "no reply to %r: an identity must have 1 to %d bytes, and not be a UUID and more", identity[:40], LENGTH
+            )
             return
         held = self._refusals if refusal else self._answers
         reply = Reply(frames)

@@ -19,9 +19,12 @@ import zmq
 from bert_serving.client import BertClient, ConcurrentBertClient
 from hypothesis import given
 from hypothesis import strategies as st
+from local_server import local_service
+from test_bundle import write_bundle
 
 from conf.errors import validate
 from serving import zmq_frames
+from serving.bundle import load_bundle
 from serving.errors import EngineError, QueueFull, Refused, TextError
 from serving.service import Answers, Encoded
 from serving.zmq_bridge import ZmqBridge
@@ -64,6 +67,12 @@ class Standin:
         self.asked: list[int] = []
         self.none = False
         self.cancelled = 0
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
 
     def ids(self, text: str | list[str]) -> list[int]:
         words = text.split() if isinstance(text, str) else text
@@ -114,10 +123,10 @@ class Standin:
 class Models:
     """`serving.models.Models` with one version at a time."""
 
-    def __init__(self, service: Standin) -> None:
+    def __init__(self, service: Any) -> None:
         self.newest = service
 
-    def service(self) -> Standin:
+    def service(self) -> Any:
         return self.newest
 
 
@@ -125,7 +134,7 @@ class Running:
     """A bridge in a thread of its own."""
 
     def __init__(self, models: Models, config: ZmqConfig) -> None:
-        self.bridge = ZmqBridge(models, config, pooling="none" if models.newest.none else "mean", layers=[-2])
+        self.bridge = ZmqBridge(models, config, pooling="mean", layers=[-2])
         self.models, self.error = models, None
         self._bound = threading.Event()
         self._thread = threading.Thread(target=self._serve)
@@ -136,9 +145,14 @@ class Running:
         async def serve() -> None:
             self.loop = asyncio.get_running_loop()
             self.ports = self.bridge.bind()
+            service = self.models.newest
+            await service.start()
             self.task = asyncio.create_task(self.bridge.run())
             self._bound.set()
-            await self.task
+            try:
+                await self.task
+            finally:
+                await service.close()
 
         try:
             uvloop.run(serve())
@@ -161,7 +175,7 @@ class Running:
 
 
 @contextmanager
-def serving(service: Standin | None = None, **changes: Any) -> Iterator[Running]:
+def serving(service: Any = None, **changes: Any) -> Iterator[Running]:
     config = validate(SETTINGS | changes, ZmqConfig)
     running = Running(Models(service or Standin()), config)
     try:
@@ -171,6 +185,13 @@ def serving(service: Standin | None = None, **changes: Any) -> Iterator[Running]
             running.loop.call_soon_threadsafe(running.task.cancel)
         running.join()
         assert running.error is None
+
+
+def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @contextmanager
@@ -309,11 +330,41 @@ def test_an_answer_is_of_one_version_though_another_comes_meanwhile():
     old, new = Standin("1", delay=0.05), Standin("2")
     with serving(old, piece=1) as server, server.client() as client:
         client.encode(["good", "good", "good"], blocking=False)
-        while not old.asked:
-            time.sleep(0.005)
+        eventually(lambda: old.asked)
         server.models.newest = new
         assert client.fetch_all()[0].shape == (3, 3)
     assert (old.asked, new.asked) == ([1], [1, 1, 1])
+
+
+# The server's own service, on the dummy engine
+
+
+def test_the_service_answers_texts_tokens_and_pairs(tmp_path):
+    service = local_service(load_bundle(write_bundle(tmp_path)))
+    with serving(service, piece=2) as server, server.client() as client:
+        with pytest.warns(UserWarning, match="max_seq_len=8"):
+            found, read = client.encode(["good film", "bad ||| very good film", "a " * 30], show_tokens=True)
+        assert found.dtype == np.float32 and len(found) == 3
+        assert [" ".join(tokens) for tokens in read] == [
+            "[CLS] good film [SEP]", "[CLS] bad [SEP] very good film [SEP]", "[CLS] a a a a a a [SEP]",
+        ]  # fmt: skip
+        texts = [["good", "film", "|||", "bad"], ["a", "##s"], ["zzz"], ["good", "film"]]
+        tokenised, read = client.encode(texts, is_tokenized=True, show_tokens=True)
+        assert [" ".join(tokens) for tokens in read[:3]] == [
+            "[CLS] good film [SEP] bad [SEP]", "[CLS] a ##s [SEP]", "[CLS] [UNK] [SEP]",
+        ]  # fmt: skip
+        assert tokenised[3].tolist() == found[0].tolist()
+        with pytest.raises(TypeError, match="texts.0 must have at most 100 characters; got 101"):
+            client.encode(["x" * 101])
+
+
+def test_the_service_answers_the_probabilities_of_a_head(tmp_path):
+    service = local_service(load_bundle(write_bundle(tmp_path)))
+    with serving(service, pooling="classification") as server, server.client() as client:
+        found = client.encode(["good film", "bad"])
+        assert found.shape == (2, 2) and np.allclose(found.sum(axis=1), 1)
+        with pytest.raises(TypeError, match="texts_b must be left out: the model reads single texts"):
+            client.encode(["good ||| bad"])
 
 
 # Pooling
@@ -473,7 +524,7 @@ def test_ten_thousand_malformed_messages_disturb_nobody(server):
         assert time.monotonic() - began < 5
     outbox = server.bridge._outbox
     assert outbox._refusals.count <= 256
-    assert not server.bridge._open
+    eventually(lambda: not server.bridge._open)
 
 
 def test_messages_to_the_port_of_replies_disturb_nobody(server):
@@ -493,9 +544,7 @@ def test_clients_that_come_and_go_leave_nothing_behind():
         for _ in range(30):
             with server.client() as client:
                 client.encode(["good"])
-        deadline = time.monotonic() + 5
-        while server.bridge._outbox._subscribed and time.monotonic() < deadline:
-            time.sleep(0.01)
+        eventually(lambda: not server.bridge._outbox._subscribed)
         assert not server.bridge._outbox._subscribed
 
 
@@ -545,10 +594,8 @@ def test_a_reply_that_nobody_subscribes_to_is_dropped_in_time():
     held = SETTINGS["held"] | {"seconds": 0.1}
     with serving(held=held) as server, raw(server, b"late", subscribe=False) as (send, receive):
         send([b"late", b'["good"]', b"1", b"1"])
-        deadline = time.monotonic() + 5
-        while not server.models.newest.asked or server.bridge._outbox._answers.count:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: server.models.newest.asked and server.bridge._outbox._answers.count)
+        eventually(lambda: not server.bridge._outbox._answers.count)
         receive.socket.subscribe(b"late")
         assert receive(0.2) is None
 
@@ -561,9 +608,7 @@ def test_a_slow_subscriber_gets_its_replies_later_and_holds_up_nobody():
         receive.socket.set(zmq.RCVHWM, 1)
         for number in range(1, 101):
             send([b"raw", b'["good"]', b"%d" % number, b"1"])
-        deadline = time.monotonic() + 5
-        while not server.bridge._outbox._answers.count and time.monotonic() < deadline:
-            time.sleep(0.01)
+        eventually(lambda: server.bridge._outbox._answers.count)
         assert server.bridge._outbox._answers.count > 0
         assert client.encode(["good"]).shape == (1, 20_002, 3)
         assert sorted(int(receive()[3]) for _ in range(100)) == [*range(1, 101)]
@@ -591,11 +636,8 @@ def test_requests_of_a_client_that_left_are_dropped():
     with serving(service, piece=1, held=held) as server:
         with server.client() as client:
             client.encode(["good"] * 1000, blocking=False)
-            while not service.asked:
-                time.sleep(0.005)
-        deadline = time.monotonic() + 5
-        while not service.cancelled and time.monotonic() < deadline:
-            time.sleep(0.01)
+            eventually(lambda: service.asked)
+        eventually(lambda: service.cancelled)
         assert service.cancelled == 1 and len(service.asked) < 100
 
 
@@ -625,9 +667,7 @@ def test_the_end_waits_for_open_requests_and_refuses_the_rest():
     with serving(Standin(delay=0.3), requests=2) as server, server.client(ignore_all_checks=True) as client:
         for _ in range(4):
             client.encode(["good"], blocking=False)
-        deadline = time.monotonic() + 5
-        while len(server.bridge._open) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        eventually(lambda: len(server.bridge._open) >= 2)
         time.sleep(0.1)
         server.stop()
         answers = [json.loads(client.receiver.recv_multipart()[1]) for _ in range(4)]
@@ -638,8 +678,7 @@ def test_the_end_waits_for_open_requests_and_refuses_the_rest():
 def test_a_second_cancellation_ends_what_is_open():
     with serving(Standin(delay=60)) as server, server.client(ignore_all_checks=True) as client:
         client.encode(["good"], blocking=False)
-        while not server.models.newest.asked:
-            time.sleep(0.005)
+        eventually(lambda: server.models.newest.asked)
         for _ in range(2):
             server.loop.call_soon_threadsafe(server.task.cancel)
             time.sleep(0.1)
