@@ -23,10 +23,12 @@ from serving.zmq_outbox import PULSE, Outbox
 from serving.zmq_sockets import ZmqAddressError, bind, receive
 from serving.zmq_status import Description, Statistic
 
-WAITING = 16
-"""Requests of one connection that are received and wait, and replies on their way to one."""
-HARD = 8
-"""Times `frame` from which on a frame ends the connection: libzmq then takes no memory for it, and says nothing."""
+WAITING = 4
+"""Requests of one connection that libzmq receives ahead."""
+LEAVING = 16
+"""Replies on their way to one client."""
+HARD = 2
+"""Times `frame` from which on a frame ends its connection: libzmq then takes no memory for it, and says nothing."""
 SUBSCRIPTION = 4096
 """Bytes of one at most."""
 REST = 1000
@@ -62,7 +64,7 @@ class ZmqBridge:
         for each, frame in ((self._inbox, HARD * config.frame), (self._out, SUBSCRIPTION)):
             each.set(zmq.MAXMSGSIZE, frame)
             each.set(zmq.RCVHWM, WAITING)
-            each.set(zmq.SNDHWM, WAITING)
+            each.set(zmq.SNDHWM, LEAVING)
             each.set(zmq.TCP_KEEPALIVE, 1)
         self._outbox = Outbox(self._out, config.held, self._forget)
         try:
