@@ -19,22 +19,18 @@ from serving.models import Models
 from serving.zmq_answers import TextVectors, aside
 from serving.zmq_config import ZmqConfig
 from serving.zmq_frames import Request
-from serving.zmq_outbox import PULSE, Outbox
-from serving.zmq_sockets import ZmqAddressError, bind, receive
+from serving.zmq_outbox import Outbox
+from serving.zmq_sockets import ZmqAddressError, bind, bound, receive
 from serving.zmq_status import Description, Statistic
 
 WAITING = 4
 """Requests of one connection that libzmq receives ahead."""
-LEAVING = 16
-"""Replies on their way to one client."""
 HARD = 2
 """Times `frame` from which on a frame ends its connection: libzmq then takes no memory for it, and says nothing."""
-SUBSCRIPTION = 4096
-"""Bytes of one at most."""
 REST = 1000
 """Requests at most that are refused at the end."""
-LINGER = 1000
-"""Milliseconds in which the last replies must have left."""
+LINGER = 1.0
+"""Seconds in which the last replies must have left."""
 
 log = logging.getLogger(__name__)
 log.addFilter(OncePerSecond())
@@ -52,6 +48,7 @@ class ZmqBridge:
         self._pooling, self._layers = config.pooling or pooling, layers
         self._vectors = TextVectors(models, config)
         self._statistic = Statistic()
+        self._outbox = Outbox(config.held, self._forget)
         self._open: dict[asyncio.Task[None], Request] = {}
         self._landed = asyncio.Event()
 
@@ -60,21 +57,19 @@ class ZmqBridge:
         config = self._config
         self._context = zmq.asyncio.Context()
         self._inbox = self._context.socket(zmq.PULL)
-        self._out = self._context.socket(zmq.XPUB)
-        for each, frame in ((self._inbox, HARD * config.frame), (self._out, SUBSCRIPTION)):
-            each.set(zmq.MAXMSGSIZE, frame)
-            each.set(zmq.RCVHWM, WAITING)
-            each.set(zmq.SNDHWM, LEAVING)
-            each.set(zmq.TCP_KEEPALIVE, 1)
-        self._outbox = Outbox(self._out, config.held, self._forget)
+        self._inbox.set(zmq.MAXMSGSIZE, HARD * config.frame)
+        self._inbox.set(zmq.RCVHWM, WAITING)
+        self._inbox.set(zmq.TCP_KEEPALIVE, 1)
+        self._inbox.set(zmq.LINGER, 0)
         try:
             port = bind(self._inbox, config.host, config.port or 0, "zmq.port")
-            port_out = bind(self._out, config.host, config.out, "zmq.port_out")
+            self._listener = bound(config.host, config.out, "zmq.port_out")
         except ZmqAddressError:
-            self.close()
+            self._context.destroy()
             raise
-        self._description = Description(config, self._pooling, self._layers, (port, port_out))
-        return port, port_out
+        ports = port, self._listener.getsockname()[1]
+        self._description = Description(config, self._pooling, self._layers, ports)
+        return ports
 
     async def run(self) -> None:
         """Answers until it is cancelled (or told to end by TERMINATION, where `terminate` allows it), then answers
@@ -84,23 +79,25 @@ class ZmqBridge:
         """
         try:
             self._check()
-            await self._serve()
+            server = await self._outbox.listen(self._listener)
+            try:
+                await self._serve()
+            finally:
+                server.close()
+                await self._outbox.close(LINGER)
         finally:
-            self._inbox.close(linger=LINGER)
-            self._out.close(linger=LINGER)
-            await asyncio.to_thread(self._context.term)  # returns once the last replies have left
+            self.close()
 
     def close(self) -> None:
-        """Gives the ports back, where nothing ran."""
-        self._context.destroy(linger=0)
+        """Gives the ports back; what ran does so itself."""
+        self._listener.close()
+        self._context.destroy()
 
     async def _serve(self) -> None:
         receiving = asyncio.create_task(self._receive(), name="zmq requests")
-        helping = [
-            asyncio.create_task(each, name="zmq replies") for each in (self._outbox.listen(), self._outbox.tend())
-        ]
+        tending = asyncio.create_task(self._outbox.tend(), name="zmq replies")
         try:
-            done, _ = await asyncio.wait([receiving, *helping], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([receiving, tending], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
@@ -108,9 +105,9 @@ class ZmqBridge:
             try:
                 await self._drain()
             finally:
-                for task in (*helping, *self._open):
+                for task in (tending, *self._open):
                     task.cancel()
-                await asyncio.gather(receiving, *helping, *self._open, return_exceptions=True)
+                await asyncio.gather(receiving, tending, *self._open, return_exceptions=True)
 
     def _check(self) -> None:
         if self._config.pooling is not None:
@@ -124,10 +121,10 @@ class ZmqBridge:
             await self._room()
             frames = await receive(self._inbox)
             try:
-                if await self._take(frames):
+                if self._take(frames):
                     return
             except Exception as error:  # of whatever kind: one request shall not end the loop
-                await self._refuse(frames, error)
+                self._refuse(frames, error)
             await asyncio.sleep(0)  # what is there already is received without a pause
 
     async def _room(self) -> None:
@@ -140,12 +137,12 @@ class ZmqBridge:
             self._landed.clear()
             await self._landed.wait()
 
-    async def _take(self, frames: Sequence[bytes]) -> bool:
+    def _take(self, frames: Sequence[bytes]) -> bool:
         """Begins to answer; whether the server shall end."""
         request = zmq_frames.parse(frames, self._config.frame)
         if request.content in zmq_frames.COMMANDS:
             self._statistic.command(request.identity)
-            return await self._obey(request)
+            return self._obey(request)
         task = asyncio.create_task(self._answer(request), name="zmq request")
         self._open[task] = request
         task.add_done_callback(self._land)
@@ -161,10 +158,10 @@ class ZmqBridge:
             if request.identity == identity:
                 task.cancel()
 
-    async def _obey(self, request: Request) -> bool:
+    def _obey(self, request: Request) -> bool:
         if request.content == zmq_frames.TERMINATION:
             if not self._config.terminate:
-                log.warning("TERMINATION of %r is ignored; zmq.terminate=true would allow it", request.identity)
+                log.warning("TERMINATION of %r is ignored; zmq.terminate=true would allow it", request.identity[:40])
             return self._config.terminate
         try:
             service = self._models.service()
@@ -173,17 +170,17 @@ class ZmqBridge:
         content = self._description.of(request.identity, service)
         if request.content == zmq_frames.SHOW_STATUS:
             content["statistic"] = self._statistic.told()
-        await self._outbox.send(request.identity, zmq_frames.config(content, request.id))
+        self._outbox.send(request.identity, zmq_frames.config(content, request.id))
         return False
 
-    async def _refuse(self, frames: Sequence[bytes], fault: Exception) -> None:
+    def _refuse(self, frames: Sequence[bytes], fault: Exception) -> None:
         """Answers an error, by what the frames say of whom to answer."""
         identity, request_id = frames[0], zmq_frames.request_id(frames)
         if zmq_frames.is_refusal(fault):
             log.info("request refused: %s", fault)
         else:
             log.error("request failed: %s", fault, exc_info=fault)
-        await self._outbox.send(identity, zmq_frames.error(fault, request_id), refusal=True)
+        self._outbox.send(identity, zmq_frames.error(fault, request_id), refusal=True)
 
     # Replies out
 
@@ -194,19 +191,15 @@ class ZmqBridge:
             array, tokens = await self._vectors.of(texts)
             frames = await aside(array.nbytes, zmq_frames.answer, array, tokens, request.id)
         except Exception as error:  # of whatever kind: the client waits for an answer
-            await self._refuse([request.identity, b"", request.id], error)
+            self._refuse([request.identity, b"", request.id], error)
         else:
-            await self._outbox.send(request.identity, frames)
+            self._outbox.send(request.identity, frames)
 
     async def _drain(self) -> None:
         self._inbox.unbind(self._inbox.get_string(zmq.LAST_ENDPOINT))
         with suppress(zmq.Again):  # what libzmq has received already would be lost unsaid
             for _ in range(REST):
                 frames = await self._inbox.recv_multipart(flags=zmq.DONTWAIT)
-                await self._refuse(frames, NotReady("the server ends; ask again"))
+                self._refuse(frames, NotReady("the server ends; ask again"))
         while self._open:
             await asyncio.wait(self._open)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER / 1000):
-                while self._outbox.waits:
-                    await asyncio.sleep(PULSE)
