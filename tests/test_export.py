@@ -520,7 +520,7 @@ def test_without_a_comparison_there_is_no_temperature_and_thresholds_stay_the_ru
 
 def test_there_is_a_graph_for_texts_for_pairs_for_ids_and_for_each_task(graphs):
     tasks = {f"task_{task}" for task in TASKS if task != "words"}
-    assert set(graphs) == {"text", "pair", "ids", "serving_default", *tasks}
+    assert set(graphs) == {"text", "pair", "ids", "layers", "serving_default", *tasks}
     assert set(graphs["serving_default"].structured_outputs) == set(graphs["text"].structured_outputs)
     assert set(graphs["ids"].structured_outputs) == {*graphs["text"].structured_outputs, "words", "follows"}
     assert set(graphs["task_names"].structured_outputs) == {"names_spans", "names_mood"}
@@ -643,7 +643,7 @@ def test_the_command_says_how_to_serve_the_bundle_also_of_masked_words_alone(twi
     (bundle, _), (said, _) = twice
     assert f"python -m serving.server bundle={bundle}" in said
     assert load_bundle(bundle).manifest.name == "words"
-    assert set(tf.saved_model.load(str(bundle / "saved_model")).signatures) == {"ids", "serving_default"}
+    assert set(tf.saved_model.load(str(bundle / "saved_model")).signatures) == {"ids", "layers", "serving_default"}
     assert_alike(server(bundle)(TEXTS), Predictor(bundle.parent / "run").predict(TEXTS))
 
 
