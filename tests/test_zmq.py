@@ -22,6 +22,7 @@ from test_bundle import write_bundle
 from conf.errors import validate
 from serving import zmq_frames
 from serving.bundle import load_bundle
+from serving.config import EncodeConfig
 from serving.errors import EngineError, QueueFull, Refused, TextError
 from serving.service import Answers, Encoded
 from serving.zmq_bridge import ZmqBridge
@@ -35,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     "terminate": False, "requests": 64, "piece": 64, "frame": 1 << 20, "reply": 1 << 26,
     "held": {"replies": 1000, "bytes": 1 << 26, "seconds": 10.0},
 }  # fmt: skip
+ENCODE = EncodeConfig(pooling="mean", layers=[-2])
 HEADS = {
     "imdb": SimpleNamespace(kind="classification"),
     "stars": SimpleNamespace(kind="regression"),
@@ -130,8 +132,8 @@ class Models:
 class Running:
     """A bridge in a thread of its own."""
 
-    def __init__(self, models: Models, config: ZmqConfig) -> None:
-        self.bridge = ZmqBridge(models, config, pooling="mean", layers=[-2])
+    def __init__(self, models: Models, config: ZmqConfig, encode: EncodeConfig) -> None:
+        self.bridge = ZmqBridge(models, config, encode.pooling, encode.layers)
         self.models, self.error = models, None
         self._bound = threading.Event()
         self._thread = threading.Thread(target=self._serve)
@@ -172,9 +174,9 @@ class Running:
 
 
 @contextmanager
-def serving(service: Any = None, **changes: Any) -> Iterator[Running]:
+def serving(service: Any = None, encode: EncodeConfig = ENCODE, **changes: Any) -> Iterator[Running]:
     config = validate(SETTINGS | changes, ZmqConfig)
-    running = Running(Models(service or Standin()), config)
+    running = Running(Models(service or Standin()), config, encode)
     try:
         yield running
     finally:
@@ -353,6 +355,27 @@ def test_the_service_answers_texts_tokens_and_pairs(tmp_path):
         assert tokenised[3].tolist() == found[0].tolist()
         with pytest.raises(TypeError, match="texts.0 must have at most 100 characters; got 101"):
             client.encode(["x" * 101])
+
+
+@pytest.mark.parametrize(
+    ("pooling", "number", "shape"),
+    [
+        ("none", 0, (2, 5, 16)), ("max", 1, (2, 16)), ("mean", 2, (2, 16)), ("mean_max", 3, (2, 32)),
+        ("cls", 4, (2, 16)), ("sep", 5, (2, 16)), ("cls_pooled", 6, (2, 8)),
+    ],
+)  # fmt: skip
+def test_every_pooling_and_several_layers_reach_the_client(tmp_path, pooling, number, shape):
+    service = local_service(load_bundle(write_bundle(tmp_path)))
+    service._encode = EncodeConfig(pooling=pooling, layers=[-2, 2])
+    texts = ["very good film", "bad"]
+    with serving(service, encode=service._encode) as server, server.client() as client:
+        config = client.server_config
+        assert (config["pooling_strategy"], config["pooling_layer"]) == (number, [-2, 1])
+        found = client.encode(texts)
+        assert found.shape == shape and found.any()
+        vectors = asyncio.run_coroutine_threadsafe(service.encode(texts), server.loop).result(5).vectors
+        for row, vector in zip(found, vectors, strict=True):
+            assert row[: len(vector)].tolist() == vector.tolist() and not row[len(vector) :].any()
 
 
 def test_the_service_answers_the_probabilities_of_a_head(tmp_path):
