@@ -1,15 +1,14 @@
 """The typed schema of `conf/serve.yaml`; defaults and explanations live there, types and bounds here."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from conf.entry import Schema
+from conf.entry import Problem, Schema
+from serving.bert_as_service.config import Port, ZmqConfig
 from serving.engines import EngineName
 from serving.pooling import Pooling
-
-Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class HttpConfig(Schema):
@@ -19,12 +18,6 @@ class HttpConfig(Schema):
     keys: Path | None
     tls_certificate: Path | None
     tls_key: Path | None
-
-    @model_validator(mode="after")
-    def _both(self) -> Self:
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key must be given together")
-        return self
 
 
 class LimitsConfig(Schema):
@@ -60,3 +53,11 @@ class ServeConfig(Schema):
     limits: LimitsConfig
     batch: BatchConfig
     encode: EncodeConfig
+    zmq: ZmqConfig
+
+    def problems(self) -> list[Problem]:
+        found, http = self.zmq.faults(), self.http
+        for key, other in (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")):
+            if getattr(http, key) is None and getattr(http, other) is not None:
+                found.append(Problem(f"http.{key}", f"be given where http.{other} is", None))
+        return found

@@ -11,7 +11,7 @@ import os
 import shlex
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -21,6 +21,7 @@ import uvloop
 from conf import entry
 from conf.errors import ConfigError, Problem
 from serving.batcher import Batcher
+from serving.bert_as_service.bridge import ZmqBridge
 from serving.bundle import Bundle
 from serving.config import HttpConfig, ServeConfig
 from serving.http.app import create_app
@@ -62,7 +63,13 @@ async def answer(config: ServeConfig, listener: socket.socket) -> None:
     models = Models(
         config.bundle, config.versions, lambda bundle, version: deployed(bundle, version, config, metrics), metrics
     )
-    await models.start()
+    bridge = await _bridge(models, config)
+    try:
+        await models.start()
+    except BaseException:
+        if bridge:
+            bridge.close()
+        raise
     app = traced(create_app(models, metrics, config.limits.body, keys))
     http = config.http
     server = uvicorn.Server(
@@ -83,9 +90,36 @@ async def answer(config: ServeConfig, listener: socket.socket) -> None:
     except OSError as error:
         raise _refused(http, error) from None
     print(greeting(models.service(), listener, http.tls_certificate is not None), flush=True)
-    async with kept_current(models, config.reload):
+    async with kept_current(models, config.reload), bridged(bridge, stop, http.drain):
         await server.serve(sockets=[listener])
     await models.close()
+
+
+async def _bridge(models: Models, config: ServeConfig) -> ZmqBridge | None:
+    """The bridge for bert-as-service's clients, with its ports taken."""
+    if config.zmq.port is None:
+        return None
+    bridge = ZmqBridge(models, config.zmq, config.encode.pooling, config.encode.layers)
+    ports = bridge.bind()
+    print(f"bert-as-service's clients: BertClient(port={ports[0]}, port_out={ports[1]})", flush=True)
+    return bridge
+
+
+@asynccontextmanager
+async def bridged(bridge: ZmqBridge | None, stop: Callable[[], None], drain: float) -> AsyncIterator[None]:
+    """Runs the bridge meanwhile; its end (TERMINATION, or a fault) is the server's. At the end it has `drain` seconds to
+    answer what is open."""
+    if bridge is None:
+        yield
+        return
+    task = asyncio.create_task(bridge.run(), name="zmq")
+    task.add_done_callback(lambda _: stop())
+    yield
+    for seconds in (drain, 1.0):
+        task.cancel()
+        await asyncio.wait({task}, timeout=seconds)
+    if task.done() and not task.cancelled():
+        task.result()
 
 
 def deployed(bundle: Bundle, version: str, config: ServeConfig, metrics: Metrics) -> Service:

@@ -20,16 +20,16 @@ from local_server import local_service
 from test_bundle import write_bundle
 
 from conf.errors import validate
-from serving import zmq_frames
+from serving.bert_as_service import frames
+from serving.bert_as_service.bridge import ZmqBridge
+from serving.bert_as_service.config import ZmqConfig
+from serving.bert_as_service.outbox import Held, Reply
+from serving.bert_as_service.sockets import ZmqAddressError
+from serving.bert_as_service.status import Statistic
 from serving.bundle import load_bundle
 from serving.config import EncodeConfig
 from serving.errors import EngineError, QueueFull, Refused, TextError
 from serving.service import Answers, Encoded
-from serving.zmq_bridge import ZmqBridge
-from serving.zmq_config import ZmqConfig
-from serving.zmq_outbox import Held, Reply
-from serving.zmq_sockets import ZmqAddressError
-from serving.zmq_status import Statistic
 
 SETTINGS: dict[str, Any] = {
     "host": "127.0.0.1", "port": 0, "port_out": 0, "pooling": None, "head": None, "fixed_length": False,
@@ -626,7 +626,7 @@ def test_a_slow_subscriber_gets_its_replies_later_and_holds_up_nobody():
 
 def test_where_too_much_is_held_the_largest_holder_gives_way_and_is_told():
     held = Held(replies=10, size=10_000)
-    held.add(b"small", Reply(zmq_frames.config({}, b"1")))
+    held.add(b"small", Reply(frames.config({}, b"1")))
     for number in range(6):
         held.add(b"slow", Reply([b"{}", bytes(3000), b"%d" % number]))
     assert held.size <= 10_000

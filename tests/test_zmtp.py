@@ -6,7 +6,18 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serving.zmtp import FRAME, GREETING, TOPICS, Subscriber, WireError, command, header, parse, properties, property_
+from serving.bert_as_service.zmtp import (
+    FRAME,
+    GREETING,
+    TOPICS,
+    Subscriber,
+    WireError,
+    command,
+    header,
+    parse,
+    properties,
+    property_,
+)
 
 READY = command(b"READY", property_(b"Socket-Type", b"SUB") + property_(b"Identity", b""))
 

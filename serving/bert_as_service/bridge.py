@@ -1,7 +1,7 @@
 """bert-as-service's clients (bert-serving-client 1.10.0) over ZeroMQ: requests come in at one port, replies leave at
 another.
 
-`serving.zmq_frames` has the messages, `serving.zmq_outbox` the way of the replies, `serving.zmq_status` the commands.
+`frames` has the messages, `outbox` the way of the replies, `status` the commands.
 """
 
 import asyncio
@@ -12,16 +12,16 @@ from contextlib import suppress
 import zmq
 import zmq.asyncio
 
-from serving import zmq_frames
+from serving.bert_as_service import frames as wire
+from serving.bert_as_service.answers import TextVectors, aside
+from serving.bert_as_service.config import ZmqConfig
+from serving.bert_as_service.frames import Request
+from serving.bert_as_service.outbox import Outbox
+from serving.bert_as_service.sockets import ZmqAddressError, bind, bound, receive
+from serving.bert_as_service.status import Description, Statistic
 from serving.errors import NotReady
 from serving.log_limit import OncePerSecond
 from serving.models import Models
-from serving.zmq_answers import TextVectors, aside
-from serving.zmq_config import ZmqConfig
-from serving.zmq_frames import Request
-from serving.zmq_outbox import Outbox
-from serving.zmq_sockets import ZmqAddressError, bind, bound, receive
-from serving.zmq_status import Description, Statistic
 
 WAITING = 4
 """Requests of one connection that libzmq receives ahead."""
@@ -139,8 +139,8 @@ class ZmqBridge:
 
     def _take(self, frames: Sequence[bytes]) -> bool:
         """Begins to answer; whether the server shall end."""
-        request = zmq_frames.parse(frames, self._config.frame)
-        if request.content in zmq_frames.COMMANDS:
+        request = wire.parse(frames, self._config.frame)
+        if request.content in wire.COMMANDS:
             self._statistic.command(request.identity)
             return self._obey(request)
         task = asyncio.create_task(self._answer(request), name="zmq request")
@@ -159,7 +159,7 @@ class ZmqBridge:
                 task.cancel()
 
     def _obey(self, request: Request) -> bool:
-        if request.content == zmq_frames.TERMINATION:
+        if request.content == wire.TERMINATION:
             if not self._config.terminate:
                 log.warning("TERMINATION of %r is ignored; zmq.terminate=true would allow it", request.identity[:40])
             return self._config.terminate
@@ -168,28 +168,28 @@ class ZmqBridge:
         except NotReady:
             service = None
         content = self._description.of(request.identity, service)
-        if request.content == zmq_frames.SHOW_STATUS:
+        if request.content == wire.SHOW_STATUS:
             content["statistic"] = self._statistic.told()
-        self._outbox.send(request.identity, zmq_frames.config(content, request.id))
+        self._outbox.send(request.identity, wire.config(content, request.id))
         return False
 
     def _refuse(self, frames: Sequence[bytes], fault: Exception) -> None:
         """Answers an error, by what the frames say of whom to answer."""
-        identity, request_id = frames[0], zmq_frames.request_id(frames)
-        if zmq_frames.is_refusal(fault):
+        identity, request_id = frames[0], wire.request_id(frames)
+        if wire.is_refusal(fault):
             log.info("request refused: %s", fault)
         else:
             log.error("request failed: %s", fault, exc_info=fault)
-        self._outbox.send(identity, zmq_frames.error(fault, request_id), refusal=True)
+        self._outbox.send(identity, wire.error(fault, request_id), refusal=True)
 
     # Replies out
 
     async def _answer(self, request: Request) -> None:
         try:
-            texts = await aside(len(request.content), zmq_frames.read_texts, request.content, request.count)
+            texts = await aside(len(request.content), wire.read_texts, request.content, request.count)
             self._statistic.request(request.identity, len(texts))
             array, tokens = await self._vectors.of(texts)
-            frames = await aside(array.nbytes, zmq_frames.answer, array, tokens, request.id)
+            frames = await aside(array.nbytes, wire.answer, array, tokens, request.id)
         except Exception as error:  # of whatever kind: the client waits for an answer
             self._refuse([request.identity, b"", request.id], error)
         else:

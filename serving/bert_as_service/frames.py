@@ -2,7 +2,7 @@
 
 A request is `identity, content, request id, count`; content is a JSON list of texts (or of lists of tokens) or a
 command. A reply is `identity, JSON {dtype, shape, tokens}, numbers, request id`, of a command `identity, JSON,
-request id`. The functions here leave out the identity of replies, which `serving.zmq_outbox` writes.
+request id`. The functions here leave out the identity of replies, which `serving.bert_as_service.outbox` writes.
 """
 
 import json

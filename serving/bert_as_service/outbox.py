@@ -1,7 +1,7 @@
 """Replies to the clients of bert-as-service: each goes to the subscribers of its identity, and to nobody else.
 
 ZeroMQ matches prefixes: `user1` would receive the replies of `user10` too, and its client, which looks at the request
-id alone, would take them for its own. Here an identity is one client's (`serving.zmtp` knows who subscribed to what).
+id alone, would take them for its own. Here an identity is one client's (`zmtp` knows who subscribed to what).
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from serving import zmq_frames
+from serving.bert_as_service import frames
+from serving.bert_as_service.config import HeldConfig
+from serving.bert_as_service.frames import Buffer
+from serving.bert_as_service.zmtp import Subscriber
 from serving.errors import ServingError
 from serving.log_limit import OncePerSecond
-from serving.zmq_config import HeldConfig
-from serving.zmq_frames import Buffer
-from serving.zmtp import Subscriber
 
 LENGTH = 255
 """Bytes of an identity at most."""
@@ -94,7 +94,7 @@ class Held:
         largest = max(range(len(queue)), key=lambda place: (queue[place].size, place))
         reply = queue[largest]
         fault = NotTaken("the client takes its replies too slowly, and the server can keep no more of them")
-        small = Reply(zmq_frames.error(fault, reply.request_id), reply.since)
+        small = Reply(frames.error(fault, reply.request_id), reply.since)
         if self.count <= self.limit and small.size < reply.size:
             queue[largest] = small
             self._count(identity, 0, small.size - reply.size)

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from conf.errors import Problem
+from serving.bert_as_service.config import ZmqConfig
+from serving.bert_as_service.frames import Pair, ReplyTooLarge, Texts, padded_shape, split_pair, stack
 from serving.errors import QueueFull, Refused, TextError
 from serving.models import Models
 from serving.service import Service
-from serving.zmq_config import ZmqConfig
-from serving.zmq_frames import Pair, ReplyTooLarge, Texts, padded_shape, split_pair, stack
 
 AGAIN = 0.02
 """Seconds after which a full queue is asked again."""

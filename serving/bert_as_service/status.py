@@ -10,7 +10,7 @@ from typing import Any
 
 import zmq
 
-from serving.zmq_config import ZmqConfig
+from serving.bert_as_service.config import ZmqConfig
 
 VERSION = "1.10.0"
 """Of bert-as-service: its client refuses any other."""
