@@ -64,6 +64,7 @@ class ZmqBridge:
         try:
             port = bind(self._inbox, config.host, config.port or 0, "zmq.port")
             self._listener = bound(config.host, config.out, "zmq.port_out")
+            self._listener.listen()  # a client that comes early waits, where it would else try again only after a while
         except ZmqAddressError:
             self._context.destroy()
             raise
