@@ -29,7 +29,7 @@ class Stage(NamedTuple):
 
     function: Any
     depth: int
-    layers: list[int] = []  # noqa: RUF012  (a NamedTuple's)
+    layers: list[int] = []
     pooled: bool = False
 
     @property

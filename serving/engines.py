@@ -147,41 +147,45 @@ def _openvino(bundle: Bundle, stage: StageFiles, precision: Precision, threads: 
         settings |= {"INFERENCE_NUM_THREADS": str(threads)}
     bundle.file(stage.path.replace(".xml", ".bin"))
     model = core.read_model(bundle.file(stage.path))
-    # One output may have two names, as `next_states` are those of a layer.
-    place_of = {name: place for place, port in enumerate(model.outputs) for name in port.get_names()}
+    parts = _Parts(model, lambda part: core.compile_model(part, "CPU", settings).create_infer_request())
+    default, everything = tuple(_wanted(stage, parts.place_of, None)), tuple(parts.place_of)
+    requests = {default: parts.request(default)}
 
-    def compiled(names: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
-        """Without what the named outputs do not need."""
-        places = sorted({place_of[name] for name in names})
-        part = openvino.Model([model.outputs[place].get_node() for place in places], model.get_parameters(), "part")
-        request = core.compile_model(part, "CPU", settings).create_infer_request()
+    def run(arrays: Arrays, asked: Outputs | None = None) -> dict[str, np.ndarray]:
+        names = _wanted(stage, parts.place_of, asked)
+        key = default if set(names) <= set(default) else tuple(names)
+        if key not in requests and len(requests) > 1:  # each takes as much memory: there is one for the first vectors
+            key = everything  # that are asked for, and one for all others
+        if key not in requests:
+            requests[key] = parts.request(key)
+        found = requests[key](arrays)
+        return {name: found[name] for name in names}
+
+    return run
+
+
+class _Parts:
+    """OpenVINO's model cut down to some of its outputs; `compiled` makes an infer request of a model."""
+
+    def __init__(self, model: Any, compiled: Callable[[Any], Any]) -> None:
+        self.model, self.compiled = model, compiled
+        # One output may have two names, as `next_states` are those of a layer.
+        self.place_of = {name: place for place, port in enumerate(model.outputs) for name in port.get_names()}
+
+    def request(self, names: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
+        """What gives the named outputs, and computes nothing that they do not need."""
+        import openvino
+
+        places = sorted({self.place_of[name] for name in names})
+        results = [self.model.outputs[place].get_node() for place in places]
+        request = self.compiled(openvino.Model(results, self.model.get_parameters(), "part"))
 
         def infer(arrays: Arrays) -> dict[str, np.ndarray]:
             outputs = dict(zip(places, request.infer(dict(arrays)).values(), strict=True))
             # The next call writes into the same memory.
-            return {name: outputs[place_of[name]].copy() for name in names}
+            return {name: outputs[self.place_of[name]].copy() for name in names}
 
         return infer
-
-    models: dict[tuple[str, ...], Callable[[Arrays], dict[str, np.ndarray]]] = {}
-    default, everything = tuple(_wanted(stage, place_of, None)), tuple(place_of)
-
-    def model_of(names: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
-        """That of the heads, of the first other outputs that were asked for, or of all: each takes as much memory."""
-        key = default if set(names) <= set(default) else tuple(names)
-        if key not in models:
-            key = key if len(models) < 2 else everything
-            models[key] = models.get(key) or compiled(key)
-        return models[key]
-
-    model_of(default)
-
-    def run(arrays: Arrays, asked: Outputs | None = None) -> dict[str, np.ndarray]:
-        names = _wanted(stage, place_of, asked)
-        found = model_of(names)(arrays)
-        return {name: found[name] for name in names}
-
-    return run
 
 
 def _onnx(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int | None) -> Run:
