@@ -16,10 +16,17 @@ RUN make install EXTRAS=cuda && make install EXTRAS=serve
 ENTRYPOINT ["/app/.venv/bin/python", "-m"]
 CMD ["bert_mtl.train", "task=imdb"]
 
-FROM base AS serve
-RUN make install EXTRAS=serve && useradd --create-home app
-USER app
+FROM base AS server
+RUN make install-server VENV=/app/.venv
+
+# The virtual environment alone: no compiler, no make, no training.
+FROM python:3.12-slim AS serve
+RUN useradd --uid 10001 --no-create-home app
+COPY --from=server /app/.venv /app/.venv
+WORKDIR /tmp
+ENV PYTHONUNBUFFERED=1
+USER 10001
 EXPOSE 8000
-HEALTHCHECK CMD ["/app/.venv/bin/python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz')"]
+HEALTHCHECK --start-period=10s CMD ["/app/.venv/bin/python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz')"]
 ENTRYPOINT ["/app/.venv/bin/python", "-m", "serving.server", "http.host=0.0.0.0"]
 CMD ["bundle=/bundle"]

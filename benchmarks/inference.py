@@ -10,6 +10,7 @@ fp32`, or to the first side where no bundle has it. Bundles with exits let texts
 anew. Rounds alternate between the sides, the fastest counts. The result is benchmarks/results/inference.json.
 """
 
+import asyncio
 import json
 import random
 import subprocess
@@ -27,11 +28,14 @@ from rich.table import Table
 
 from benchmarks.machine import save
 from benchmarks.timing import Batches, short_ms, timed
+from serving.batcher import Batcher, Found
 from serving.bundle import Bundle, load_bundle
 from serving.engines import Engine, open_engine
+from serving.metrics import Metrics, VersionMetrics
 from serving.rows import Row, pad
-from serving.stages import Journey, Underway
+from serving.steps import Heads
 from serving.tokenizer import Tokenizer
+from serving.workers import Local
 
 SHORT = "A slow start, but I loved the ending!"
 OWN = {"run": "", "bundles": "", "texts": "", "peer_python": "", "count": "512", "tokens": "4096", "rounds": "2"}
@@ -78,11 +82,14 @@ def read(folder: Path, count: int, bundle: Bundle) -> tuple[list[Row], np.ndarra
 
 def batches_of(rows: list[Row], tokens: int, bundle: Bundle) -> Batches:
     """The rows in batches of like length, and the short text."""
-    pad_id, numbers = bundle.manifest.tokenizer.pad_id, {id(row): number for number, row in enumerate(rows)}
-    plan, batches = Journey(open_engine("dummy", bundle), {}, [], list(map(Underway, rows)), tokens, pad_id), []
-    while (batch := plan.next()) is not None:
-        chosen = [each.row for each in batch.rows]
-        batches.append((np.array([numbers[id(row)] for row in chosen]), dict(pad(chosen, pad_id)._asdict())))
+    pad_id, batches = bundle.manifest.tokenizer.pad_id, []
+    places = sorted(range(len(rows)), key=lambda place: len(rows[place].ids))
+    while places:
+        # Of rows in order, the last one of a batch is the longest.
+        fitting = [n for n, place in enumerate(places, start=1) if n * len(rows[place].ids) <= tokens]
+        count = fitting[-1] if fitting else 1
+        chosen, places = places[:count], places[count:]
+        batches.append((np.array(chosen), dict(pad([rows[place] for place in chosen], pad_id)._asdict())))
     return Batches(batches, dict(pad(Tokenizer(bundle).read("text", [SHORT])[0], pad_id)._asdict()))
 
 
@@ -103,12 +110,18 @@ def engine_sides(bundles: list[Bundle], rows: list[Row], data: Batches, tokens: 
 def staged(engine: Engine, bundle: Bundle, head: str, rows: list[Row], data: Batches, tokens: int) -> dict[str, Any]:
     """As `timed`, with texts that leave."""
 
+    heads, pad_id = bundle.manifest.heads, bundle.manifest.tokenizer.pad_id
+
     def answer(rows: list[Row]) -> list[list[float]]:
-        underway = list(map(Underway, rows))
-        journey = Journey(engine, bundle.manifest.heads, [head], underway, tokens, bundle.manifest.tokenizer.pad_id)
-        while (batch := journey.next()) is not None:
-            journey.run(batch)
-        return [each.outputs[head].tolist() for each in underway]
+        async def once() -> list[Found]:
+            counts = VersionMetrics(Metrics(), bundle.manifest.version)
+            batcher = Batcher([Local(engine, heads, pad_id)], tokens, len(rows), counts)
+            batcher.start()
+            found = await batcher.run([(row, Heads(frozenset([head]))) for row in rows], 3600)
+            await batcher.close()
+            return found
+
+        return [each.outputs[head].tolist() for each in asyncio.run(once())]
 
     once = timed(
         lambda arrays: engine.predict(arrays)[0][head], data._replace(batches=[data.batches[0], data.batches[-1]])

@@ -95,7 +95,8 @@ def fill(folder: Path, run: Run, model: MultiTaskModel, config: ExportConfig, ex
 
 def check_export(model: MultiTaskModel, exits: bool, config: ExportConfig) -> None:
     """Raises RunError for what no bundle can be made of."""
-    taken = sorted({*ID_INPUTS, "states", "next_states"} & {*model.heads})
+    layers = {f"layer_{number}" for number in range(model.depths[-1] + 1)}
+    taken = sorted({*ID_INPUTS, "states", "next_states", "pooled", *layers} & {*model.heads})
     if taken:
         raise RunError(f"heads must not have the names of what else graphs take and give; got {', '.join(taken)}.")
     if exits and config.max_drop is None:

@@ -38,13 +38,15 @@ def write_format(
     taken: Precision = "fp32" if (name, precision) in REFUSED else precision
     if name == "savedmodel":
         with _quietly():
-            return {"precision": taken, "stages": [_saved_model(served, folder, stages[-1].depth)]}
+            return {"precision": taken, "stages": [_saved_model(served, folder, stages)]}
     suffix, write = WRITERS[name]
     (folder / name).mkdir()
     found = []
     for stage in stages:
         path = f"{name}/{'model' if len(stages) == 1 else f'to_layer_{stage.depth}'}{suffix}"
-        frozen = freeze(stage.function)
+        frozen, vectors = freeze(stage.function), {"layers": stage.layers, "pooled": stage.pooled}
+        if name == "litert":  # whose runtime computes all outputs, asked for or not
+            frozen, vectors = frozen.without(stage.vectors), {}
         try:
             with _quietly():
                 write(frozen, folder / path, taken, texts)
@@ -56,7 +58,7 @@ def write_format(
             raise
         except Exception as error:  # of several types, by the converter and the operation
             raise RunError(f"format {name} cannot hold the model: {error}") from error
-        found.append({"path": path, "inputs": frozen.inputs, "depth": stage.depth})
+        found.append({"path": path, "inputs": frozen.inputs, "depth": stage.depth, **vectors})
         if stage is not stages[-1]:
             texts = [_behind(stage, arrays) for arrays in texts]
     return {"precision": taken, "stages": found}
@@ -81,9 +83,11 @@ def _behind(stage: Stage, arrays: Arrays) -> Arrays:
     return {"states": outputs["next_states"].numpy(), "segment_ids": arrays["segment_ids"]}
 
 
-def _saved_model(served: Served, folder: Path, depth: int) -> dict:
+def _saved_model(served: Served, folder: Path, stages: Sequence[Stage]) -> dict:
     tf.saved_model.save(served, str(folder / "saved_model"), signatures=served.signatures())
-    return {"path": "saved_model", "inputs": list(ID_INPUTS), "depth": depth}
+    layers, (*_, last) = [number for stage in stages for number in stage.layers], stages
+    said = {"path": "saved_model", "inputs": list(ID_INPUTS), "depth": last.depth}
+    return said | {"layers": layers, "pooled": last.pooled}
 
 
 def _graphdef(frozen: Frozen, path: Path, precision: Precision, texts: Sequence[Arrays]) -> None:

@@ -1,6 +1,6 @@
 """A traced function goes in; out comes its graph with the variables as constants: what every converter reads."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -30,6 +30,10 @@ class Frozen(NamedTuple):
             for name in self.inputs
         }
         return tf.function(call, autograph=False).get_concrete_function(**taken)
+
+    def without(self, outputs: Collection[str]) -> "Frozen":
+        """The graph that does not give these outputs."""
+        return self._replace(outputs=[name for name in self.outputs if name not in outputs])
 
     def with_nodes(self, nodes: Iterable[NodeDef]) -> "Frozen":
         graph = GraphDef(node=nodes, versions=self.graph.versions)

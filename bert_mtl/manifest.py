@@ -37,6 +37,7 @@ def manifest(run: Run, ids: Any, name: str, engines: Mapping[str, dict]) -> dict
             "sep_id": tokenizer.sep_id,
             "mask_id": tokenizer.mask_id,
         },
+        "encoder": {"dim": run.facts.encoder.hidden_dim, "layers": run.facts.encoder.num_layers},
         "engines": engines,
         "gates": {},
         "metrics": {part: results[part] for part in ("dev", "test")},

@@ -12,6 +12,7 @@ from bert_mtl.tasks import Task
 from bert_mtl.tokenization import Tokenizer
 
 ID_INPUTS = ("token_ids", "type_ids", "segment_ids")
+IDS = [tf.TensorSpec((None, None), tf.int32, name) for name in ID_INPUTS]
 TEXTS, TEXTS_B = (tf.TensorSpec((None,), tf.string, name) for name in ("texts", "texts_b"))
 LINE_BREAKS = "[\t\n\r]"  # training reads texts of one line
 Answers = dict[str, tf.Tensor]
@@ -21,11 +22,20 @@ class Stage(NamedTuple):
     """A graph of the encoder's layers up to number `depth`, from those of the stage before, and of all heads there.
 
     The first `function` takes ID_INPUTS, the others `states` `(rows, length, hidden_dim)` float32 and `segment_ids`;
-    each gives what the heads answer, and but for the last one `next_states`, the `states` of the next.
+    each gives what the heads answer, and but for the last one `next_states`, the `states` of the next. Vectors are
+    made of what else it gives: `layer_<number>` `(rows, length, hidden_dim)` for each of `layers` (0: the embeddings)
+    and, with `pooled`, BERT's pooled output `pooled` `(rows, hidden_dim)`.
     """
 
     function: Any
     depth: int
+    layers: list[int] = []  # noqa: RUF012  (a NamedTuple's)
+    pooled: bool = False
+
+    @property
+    def vectors(self) -> list[str]:
+        """The names of what it gives for vectors."""
+        return [*map(_layer_name, self.layers), *(["pooled"] if self.pooled else [])]
 
 
 class Served(tf.Module):
@@ -36,6 +46,8 @@ class Served(tf.Module):
             all heads answer
         text: texts `(texts,)` to what the heads answer that can be asked about a single text
         pair: texts and texts_b `(texts,)` to what the heads answer that can be asked about two
+        layers: as `ids`, to the states of all layers (as of `Stage`); nothing where the encoder reads the tasks, whose
+            states then differ
 
     Heads of texts answer `(rows, …)`: labels' probabilities `(rows, labels)`, values `(rows,)`, vectors `(rows, dim)`.
     The vectors of a pair's two texts are `(texts, 2, dim)` in `pair`.
@@ -62,20 +74,22 @@ class Served(tf.Module):
         }
 
     def signatures(self) -> dict[str, Callable]:
-        """`text`, `pair` (where a head answers in them) and `ids`; `task_<name>`: text or pair with the answers of one
-        task alone; and `serving_default`: the first of them."""
+        """`text`, `pair` (where a head answers in them), `ids`, `layers` (where it gives any); `task_<name>`: text or
+        pair with the answers of one task alone; and `serving_default`: the first of them."""
         graphs = {"text": self.text} if self.single else {}
         graphs |= {"pair": self.pair} if self.paired else {}
         graphs |= {"ids": self.ids}
         parts = {name: _part(graphs[whole], names) for name, (whole, names) in self.parts.items()}
-        return {"serving_default": next(iter(graphs.values()))} | graphs | parts
+        layers = {} if self.model.encoder.config.reads_tasks else {"layers": self.layers}
+        return {"serving_default": next(iter(graphs.values()))} | graphs | layers | parts
 
     def stages(self, exits: bool) -> list[Stage]:
-        """`ids`; with `exits` in parts, one for each depth at which the model's heads answer."""
-        depths = self.model.depths
-        if not exits or len(depths) == 1:
+        """What gives `ids` and `layers` in one; with `exits` in parts, one for each depth at which the model's heads
+        answer."""
+        depths = self.model.depths if exits else self.model.depths[-1:]
+        if self.model.encoder.config.reads_tasks:
             return [Stage(self.ids.get_concrete_function(), depths[-1])]
-        return [Stage(self._stage(before, depth), depth) for before, depth in pairwise([0, *depths])]
+        return [self._stage(before, depth) for before, depth in pairwise([0, *depths])]
 
     @tf.function(input_signature=[TEXTS])
     def text(self, texts) -> Answers:
@@ -107,39 +121,75 @@ class Served(tf.Module):
             answers |= {name: tf.stack(tf.split(found[name], 2), axis=1) for name in apart}
         return answers
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int32, name) for name in ID_INPUTS])
+    @tf.function(input_signature=IDS)
     def ids(self, token_ids, type_ids, segment_ids) -> Answers:
-        masks = tf.where(tf.reshape(token_ids, [-1]) == self.tokenizer.mask_id)  # `(masks, 1)`
-        heads = self.model.heads
-        inputs = _inputs(segment_ids) | {
-            "token_ids": token_ids,
-            "type_ids": type_ids,
-            **{f"place.{name}": masks[:, 0] for name in heads if heads[name].level == "mask"},
-        }
+        inputs = self._inputs(token_ids=token_ids, type_ids=type_ids, segment_ids=segment_ids)
         outputs: Answers = {}
         for task, names in self._passes():
             told = inputs | {"task": tf.fill(tf.shape(inputs["first_token"]), task)}
             outputs |= self.model(told, training=False, heads=names)
-        return {name: _answer(heads[name], outputs[name], inputs, masks) for name in heads}
+        return {name: _answer(head, outputs[name], inputs) for name, head in self.model.heads.items()}
 
-    def _stage(self, before: int, depth: int) -> Any:
-        """The concrete function of a `Stage` behind layer number `before` (0: from ids)."""
-        hidden = self.model.encoder.config.hidden_dim
-        taken = dict(zip(ID_INPUTS, self.ids.input_signature, strict=True))
+    @tf.function(input_signature=IDS)
+    def layers(self, token_ids, type_ids, segment_ids) -> Answers:
+        if self.model.encoder.config.reads_tasks:
+            return {}  # it is traced all the same
+        inputs = self._inputs(token_ids=token_ids, type_ids=type_ids, segment_ids=segment_ids)
+        return self._vectors(self._states(inputs, 0, self.model.depths[-1]), inputs)
+
+    def _stage(self, before: int, depth: int) -> Stage:
+        """The `Stage` behind layer number `before` (0: from ids)."""
+        taken = {spec.name: spec for spec in IDS}
         if before:
+            hidden = self.model.encoder.config.hidden_dim
             states_taken = tf.TensorSpec((None, None, hidden), tf.float32, "states")
             taken = {"states": states_taken, "segment_ids": taken["segment_ids"]}
+        last = depth == self.model.depths[-1]
 
         def stage(**arrays: tf.Tensor) -> Answers:
-            inputs = arrays | _inputs(arrays["segment_ids"])
-            inputs["task"] = tf.zeros_like(inputs["first_token"])
-            states = arrays["states"] if before else self.model.encoder.embed(inputs)
-            states = self.model.encoder.run_layers(states, inputs, before, depth)[-1]
-            outputs = self.model.outputs_at(depth, states, inputs)
-            answers = {name: head.answer(outputs[name], None, inputs) for name, head in self.model.heads.items()}
-            return answers if depth == self.model.depths[-1] else answers | {"next_states": states}
+            inputs = self._inputs(**arrays)
+            states = self._states(inputs, before, depth)
+            outputs = self.model.outputs_at(depth, states[depth], inputs)
+            answers = {name: _answer(head, outputs[name], inputs) for name, head in self.model.heads.items()}
+            if before:
+                del states[before]  # those that it takes
+            return answers | self._vectors(states, inputs) | ({} if last else {"next_states": states[depth]})
 
-        return tf.function(stage, autograph=False).get_concrete_function(**taken)
+        function = tf.function(stage, autograph=False).get_concrete_function(**taken)
+        return Stage(function, depth, [*range(before + 1 if before else 0, depth + 1)], last and self._pools)
+
+    def _inputs(self, **arrays: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What the model reads of a stage's arrays: every row is a segment of its own, of the first of the tasks."""
+        rows, length = tf.unstack(tf.shape(arrays["segment_ids"]))
+        inputs = arrays | {
+            "segment_ids": arrays["segment_ids"] * tf.expand_dims(tf.range(1, rows + 1), 1),
+            "position_ids": arrays["segment_ids"] * tf.expand_dims(tf.range(length), 0),
+            "first_token": tf.range(rows) * length,
+            "task": tf.zeros((rows,), tf.int32),
+        }
+        if masked := [name for name, head in self.model.heads.items() if head.level == "mask"]:
+            masks = tf.where(tf.reshape(arrays["token_ids"], [-1]) == self.tokenizer.mask_id)[:, 0]
+            inputs |= {f"place.{name}": masks for name in masked}
+        return inputs
+
+    def _states(self, inputs: Mapping[str, tf.Tensor], before: int, depth: int) -> dict[int, tf.Tensor]:
+        """Those behind the layers of the numbers from `before` to `depth`."""
+        encoder = self.model.encoder
+        states = inputs["states"] if before else encoder.embed(inputs)
+        return dict(enumerate([states, *encoder.run_layers(states, inputs, before, depth)], start=before))
+
+    def _vectors(self, states: Mapping[int, tf.Tensor], inputs: Mapping[str, tf.Tensor]) -> Answers:
+        """States by their names, and the pooled output where it is one of the last of them."""
+        found, last = {_layer_name(number): each for number, each in states.items()}, self.model.depths[-1]
+        if self._pools and last in states:
+            found["pooled"] = self.model.segment_vectors(states[last], inputs)
+        return found
+
+    @property
+    def _pools(self) -> bool:
+        """Whether there is a pooler that a head has learned with; without one its numbers mean nothing."""
+        heads = self.model.heads.values()
+        return self.model.pooling == "cls" and any(head.level == "text" for head in heads)
 
     def _passes(self) -> Iterable[tuple[int, Sequence[str]]]:
         """The task that the encoder is told in each of its passes, and the heads that answer from it."""
@@ -161,16 +211,6 @@ class Served(tf.Module):
         return {name: answers[name] for name in names}
 
 
-def _inputs(segment_ids: tf.Tensor) -> dict[str, tf.Tensor]:
-    """What the model reads beside tokens: every row is a segment of its own."""
-    rows, length = tf.unstack(tf.shape(segment_ids))
-    return {
-        "segment_ids": segment_ids * tf.expand_dims(tf.range(1, rows + 1), 1),
-        "position_ids": segment_ids * tf.expand_dims(tf.range(length), 0),
-        "first_token": tf.range(rows) * length,
-    }
-
-
 def _part(graph: Any, names: Sequence[str]) -> Callable:
     """The graph with the answers of the named heads alone."""
     return tf.function(
@@ -179,14 +219,19 @@ def _part(graph: Any, names: Sequence[str]) -> Callable:
     )
 
 
-def _answer(head: Head, outputs: tf.Tensor, inputs: Mapping[str, tf.Tensor], masks: tf.Tensor) -> tf.Tensor:
+def _layer_name(number: int) -> str:
+    return f"layer_{number}"
+
+
+def _answer(head: Head, outputs: tf.Tensor, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
     if head.separate:
         return outputs  # of one text; what its kind answers is of two
     if head.level != "mask":
         return head.answer(outputs, None, inputs)
-    found = head.answer(outputs, tf.zeros_like(masks[:, 0]), inputs)[:, 1:]  # without what it says of the label
+    masks = inputs[f"place.{head.name}"]
+    found = head.answer(outputs, tf.zeros_like(masks), inputs)[:, 1:]  # without what it says of the label
     rows, length = tf.unstack(tf.shape(inputs["token_ids"]))
-    spread = tf.scatter_nd(masks, found, tf.cast([rows * length, found.shape[1]], masks.dtype))
+    spread = tf.scatter_nd(tf.expand_dims(masks, 1), found, tf.cast([rows * length, found.shape[1]], masks.dtype))
     return tf.reshape(spread, [rows, length, found.shape[1]])
 
 

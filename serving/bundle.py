@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from conf.errors import Problem
 from serving.heads import AnyHead, Section
@@ -92,6 +100,20 @@ class TokenizerSettings(Section):
     """In place of a word to guess."""
 
 
+class EncoderSize(Section):
+    """How large the encoder is."""
+
+    dim: PositiveInt
+    """Numbers in a token's states."""
+    layers: PositiveInt
+    """How many there are, without the embeddings."""
+
+
+def layer_name(number: int) -> str:
+    """What a stage's output of a layer's states is called."""
+    return f"layer_{number}"
+
+
 class StageFiles(Section):
     """A part of the model: the encoder's layers up to one of them, and all heads there."""
 
@@ -102,12 +124,22 @@ class StageFiles(Section):
     `(rows, length, dim)` float32."""
     depth: PositiveInt
     """How many of the encoder's layers have run behind it."""
+    layers: list[NonNegativeInt] = []
+    """The encoder's layers whose states it gives as well where it is asked to, as `layer_<number>`
+    `(rows, length, dim)` float32; number 0: the embeddings."""
+    pooled: bool = False
+    """Whether it gives, where it is asked to, `pooled` `(rows, dim)` float32: BERT's pooled output."""
     leave: dict[str, float] = {}
     """How probable its likeliest label must be for a head's answer to be taken here; a text of which no head needs more
     goes no further. A head that is not named never answers here; the last stage answers all the rest."""
     temperature: dict[str, PositiveFloat] = {}
     """What a head's logits are divided by here before they become the probabilities of an answer (Guo et al. 2017);
     above 1 where the model is too sure. Of a head that is not named the answers hold the model's own numbers."""
+
+    @property
+    def vectors(self) -> list[str]:
+        """Names of the outputs that it gives only where it is asked to."""
+        return [*map(layer_name, self.layers), *(["pooled"] if self.pooled else [])]
 
 
 class EngineFiles(Section):
@@ -193,6 +225,8 @@ class Manifest(Section):
     """By the name of their output in the model: `<task>_<head>`, or the task's name where both are equal."""
     tokenizer: TokenizerSettings
     """How texts become ids."""
+    encoder: EncoderSize | None = None
+    """How large the encoder is; null in a bundle of before this was said."""
     engines: dict[str, EngineFiles]
     """The model by format."""
     gates: dict[str, dict[str, Gate]]

@@ -55,6 +55,7 @@ class ServeConfig(Schema):
     threads: PositiveInt | None
     max_length: Annotated[int, Field(ge=3)] | None
     access_log: bool
+    tracing: bool
     http: HttpConfig
     limits: LimitsConfig
     batch: BatchConfig

@@ -1,27 +1,32 @@
-"""A stage's arrays go in, each head's numbers come out. One opener per runtime; `open_engine` picks one.
+"""A stage's arrays go in, each head's numbers come out, or what vectors are made of. One opener per runtime;
+`open_engine` picks one.
 
 A runtime is imported by its own opener alone, so that the server runs where only one of them is installed.
 """
 
+import functools
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from conf.errors import Problem
-from serving.bundle import Bundle, Precision, StageFiles
+from serving.bundle import Bundle, Precision, StageFiles, layer_name
 from serving.errors import EngineError
 from serving.heads import Head
 
 EngineName = Literal["auto", "openvino", "litert", "onnx", "savedmodel", "graphdef", "dummy"]
 Arrays = Mapping[str, np.ndarray]
-Run = Callable[[Arrays], dict[str, np.ndarray]]
+Outputs = frozenset[str]
+"""Names of what a stage is asked for."""
+Run = Callable[[Arrays, Outputs | None], dict[str, np.ndarray]]
 """The arrays of `StageFiles.inputs` to numbers `Head.output_shape(rows, length)` float32 by head, and to
-`next_states`, the `states` of the next stage, where there is one."""
+`next_states`, the `states` of the next stage, where there is one; or to the outputs asked for, `StageFiles.vectors`
+among them. Raises `EngineError` for others."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,15 @@ class Engine:
     runs: list[Run]
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, number: int, arrays: Arrays) -> dict[str, np.ndarray]:
-        """What stage `number` gives for the arrays; others than it takes are let be."""
+    def run(self, number: int, arrays: Arrays, outputs: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """What stage `number` gives for the arrays; others than it takes are let be.
+
+        `outputs` are names of heads, `next_states` and `StageFiles.vectors`; None asks for all but the last. What
+        nobody asks for is not computed where the runtime can leave it out. Raises `EngineError` for other names.
+        """
+        asked = None if outputs is None else frozenset(outputs)
         with self.lock:
-            return self.runs[number]({name: arrays[name] for name in self.stages[number].inputs})
+            return self.runs[number]({name: arrays[name] for name in self.stages[number].inputs}, asked)
 
     def predict(self, arrays: Arrays) -> list[dict[str, np.ndarray]]:
         """What the heads answer behind every stage."""
@@ -48,35 +58,53 @@ class Engine:
         return found
 
 
-def _saved_model(bundle: Bundle, path: str, precision: Precision, threads: int | None) -> Run:
-    """TensorFlow running the SavedModel's "ids" signature."""
+def _wanted(stage: StageFiles, names: Collection[str], asked: Outputs | None) -> list[str]:
+    """The outputs that are asked for, of those that the stage gives, `names`."""
+    if asked is None:
+        return [name for name in names if name not in stage.vectors]
+    if missing := sorted(asked.difference(names)):
+        raise EngineError(f"the model must give {', '.join(missing)}; it gives {', '.join(names)}")
+    return [name for name in names if name in asked]
+
+
+def _saved_model(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int | None) -> Run:
+    """TensorFlow running the SavedModel's signatures "ids" and "layers"."""
     tf = _tensorflow("savedmodel", threads)
     # The signature alone would not keep the model's variables alive.
-    model = tf.saved_model.load(str(bundle.file(f"{path}/saved_model.pb").parent))
+    model = tf.saved_model.load(str(bundle.file(f"{stage.path}/saved_model.pb").parent))
     if "ids" not in model.signatures:
         raise EngineError(f"the SavedModel must have the signature ids; it has {', '.join(model.signatures) or 'none'}")
+    signature_of = {name: "ids" for name in model.signatures["ids"].structured_outputs}
+    signature_of |= dict.fromkeys(stage.vectors, "layers")
 
-    def run(arrays: Arrays, model=model) -> dict[str, np.ndarray]:
-        outputs = model.signatures["ids"](**{name: tf.constant(values) for name, values in arrays.items()})
-        return {name: output.numpy() for name, output in outputs.items()}
+    def run(arrays: Arrays, asked: Outputs | None, model=model) -> dict[str, np.ndarray]:
+        names = _wanted(stage, signature_of, asked)
+        given = {name: tf.constant(values) for name, values in arrays.items()}
+        found = {each: model.signatures[each](**given) for each in {signature_of[name] for name in names}}
+        return {name: found[signature_of[name]][name].numpy() for name in names}
 
     return run
 
 
-def _graphdef(bundle: Bundle, path: str, precision: Precision, threads: int | None) -> Run:
-    """TensorFlow running a frozen graph."""
+def _graphdef(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int | None) -> Run:
+    """TensorFlow running a frozen graph, cut down to what is asked for."""
     tf = _tensorflow("graphdef", threads)
-    graph = tf.compat.v1.GraphDef.FromString(bundle.file(path).read_bytes())
+    graph = tf.compat.v1.GraphDef.FromString(bundle.file(stage.path).read_bytes())
     inputs = [node.name for node in graph.node if node.op == "Placeholder"]
     used = {tensor.lstrip("^").split(":")[0] for node in graph.node for tensor in node.input}
-    outputs = [node.name for node in graph.node if node.name not in used]
+    outputs = [node.name for node in graph.node if node.name not in used or node.name in stage.vectors]
     function = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
-    ports = [[function.graph.get_tensor_by_name(f"{name}:0") for name in names] for names in (inputs, outputs)]
-    pruned = function.prune(*ports)
 
-    def run(arrays: Arrays) -> dict[str, np.ndarray]:
-        found = pruned(*(tf.constant(arrays[name]) for name in inputs))
-        return {name: output.numpy() for name, output in zip(outputs, found, strict=True)}
+    @functools.cache
+    def pruned(names: tuple[str, ...]) -> Any:
+        return function.prune(
+            *([function.graph.get_tensor_by_name(f"{n}:0") for n in each] for each in (inputs, names))
+        )
+
+    def run(arrays: Arrays, asked: Outputs | None) -> dict[str, np.ndarray]:
+        names = tuple(_wanted(stage, outputs, asked))
+        found = pruned(names)(*(tf.constant(arrays[name]) for name in inputs))
+        return {name: output.numpy() for name, output in zip(names, found, strict=True)}
 
     return run
 
@@ -96,7 +124,7 @@ def _tensorflow(name: str, threads: int | None):
     return tf
 
 
-def _openvino(bundle: Bundle, path: str, precision: Precision, threads: int | None) -> Run:
+def _openvino(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int | None) -> Run:
     """OpenVINO on the CPU. With bf16 and int8, what is not of 8 bits is computed in bfloat16 where the processor has
     it."""
     try:
@@ -112,47 +140,82 @@ def _openvino(bundle: Bundle, path: str, precision: Precision, threads: int | No
     settings |= {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "YES"}  # one request at a time on all threads
     if threads is not None:
         settings |= {"INFERENCE_NUM_THREADS": str(threads)}
-    bundle.file(path.replace(".xml", ".bin"))
-    model = core.compile_model(bundle.file(path), "CPU", settings)
-    names = [port.get_names() for port in model.outputs]
-    request = model.create_infer_request()
+    bundle.file(stage.path.replace(".xml", ".bin"))
+    model = core.read_model(bundle.file(stage.path))
+    results = {name: port.get_node() for port in model.outputs for name in port.get_names()}
 
-    def run(arrays: Arrays) -> dict[str, np.ndarray]:
-        outputs = request.infer(dict(arrays)).values()
-        # The next call writes into the same memory.
-        return {name: output.copy() for each, output in zip(names, outputs, strict=True) for name in each}
+    def compiled(names: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
+        """Without what the named outputs do not need."""
+        part = openvino.Model([results[name] for name in names], model.get_parameters(), "part")
+        request = core.compile_model(part, "CPU", settings).create_infer_request()
+
+        def infer(arrays: Arrays) -> dict[str, np.ndarray]:
+            outputs = request.infer(dict(arrays)).values()
+            # The next call writes into the same memory.
+            return {name: output.copy() for name, output in zip(names, outputs, strict=True)}
+
+        return infer
+
+    models: dict[tuple[str, ...], Callable[[Arrays], dict[str, np.ndarray]]] = {}
+    default, everything = tuple(_wanted(stage, results, None)), tuple(results)
+
+    def model_of(names: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
+        """That of the heads, of the first other outputs that were asked for, or of all: each takes as much memory."""
+        key = default if set(names) <= set(default) else tuple(names)
+        if key not in models:
+            key = key if len(models) < 2 else everything
+            models[key] = models.get(key) or compiled(key)
+        return models[key]
+
+    model_of(default)
+
+    def run(arrays: Arrays, asked: Outputs | None) -> dict[str, np.ndarray]:
+        names = _wanted(stage, results, asked)
+        found = model_of(names)(arrays)
+        return {name: found[name] for name in names}
 
     return run
 
 
-def _onnx(bundle: Bundle, path: str, precision: Precision, threads: int | None) -> Run:
-    """ONNX Runtime on the CPU."""
+def _onnx(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int | None) -> Run:
+    """ONNX Runtime on the CPU. It computes all outputs, and copies those that are asked for."""
     try:
         import onnxruntime
     except ImportError as error:
         raise EngineError(f"engine onnx needs ONNX Runtime (pip install onnxruntime): {error}") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(bundle.file(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda arrays: dict(zip(names, session.run(names, dict(arrays)), strict=True))
+    session = onnxruntime.InferenceSession(bundle.file(stage.path), options, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+
+    def run(arrays: Arrays, asked: Outputs | None) -> dict[str, np.ndarray]:
+        names = _wanted(stage, outputs, asked)
+        return dict(zip(names, session.run(names, dict(arrays)), strict=True))
+
+    return run
 
 
-def _litert(bundle: Bundle, path: str, precision: Precision, threads: int | None) -> Run:
+def _litert(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int | None) -> Run:
     """LiteRT on the CPU, with XNNPACK."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise EngineError(f"engine litert needs LiteRT (pip install ai-edge-litert): {error}") from error
     # It would take one.
-    interpreter = Interpreter(str(bundle.file(path)), num_threads=threads or len(os.sched_getaffinity(0)))
+    interpreter = Interpreter(str(bundle.file(stage.path)), num_threads=threads or len(os.sched_getaffinity(0)))
     answer = interpreter.get_signature_runner("serving_default")
-    return lambda arrays: answer(**arrays)
+
+    def run(arrays: Arrays, asked: Outputs | None) -> dict[str, np.ndarray]:
+        found = answer(**arrays)
+        return {name: found[name] for name in _wanted(stage, found, asked)}
+
+    return run
 
 
-def _dummy(heads: Mapping[str, Head]) -> Run:
+def _dummy(heads: Mapping[str, Head], dim: int) -> Run:
     """No model: numbers that depend on token ids alone, for trying and testing what surrounds one. Those of a row or
-    token add up to 1, as probabilities do."""
+    token add up to 1, as probabilities do; states of a layer are `ids + layer + place in the vector`, the pooled output
+    is the last layer's state of the first token, all by 1,000."""
 
     def numbers(head: Head, tokens: np.ndarray) -> np.ndarray:
         shape = head.output_shape(*tokens.shape)
@@ -161,21 +224,26 @@ def _dummy(heads: Mapping[str, Head]) -> Run:
         scores = (sums + np.arange(count)) % count + 1.0
         return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32).reshape(shape)
 
-    def run(arrays: Arrays) -> dict[str, np.ndarray]:
+    def run(arrays: Arrays, asked: Outputs | None) -> dict[str, np.ndarray]:
         tokens = (arrays["token_ids"] * arrays["segment_ids"]).astype(np.int64)
-        return {name: numbers(head, tokens) for name, head in heads.items()}
+        states = ((tokens[:, :, None] + np.arange(dim)) / 1000).astype(np.float32)
+        found = {name: numbers(head, tokens) for name, head in heads.items()}
+        found |= {layer_name(number): states + np.float32(number / 1000) for number in DUMMY.layers}
+        found["pooled"] = found[layer_name(DUMMY.depth)][:, 0]
+        return {name: found[name] for name in _wanted(DUMMY, found, asked)}
 
     return run
 
 
-OPENERS: dict[str, Callable[[Bundle, str, Precision, int | None], Run]] = {
+OPENERS: dict[str, Callable[[Bundle, StageFiles, Precision, int | None], Run]] = {
     "openvino": _openvino,
     "litert": _litert,
     "onnx": _onnx,
     "savedmodel": _saved_model,
     "graphdef": _graphdef,
 }
-DUMMY = StageFiles(path="", inputs=["token_ids", "segment_ids"], depth=1)
+DUMMY = StageFiles(path="", inputs=["token_ids", "segment_ids"], depth=2, layers=[0, 1, 2], pooled=True)
+DUMMY_DIM = 8  # where the manifest does not say another
 
 
 def open_engine(name: EngineName, bundle: Bundle, threads: int | None = None) -> Engine:
@@ -187,13 +255,14 @@ def open_engine(name: EngineName, bundle: Bundle, threads: int | None = None) ->
     exported = [engine for engine in OPENERS if engine in bundle.manifest.engines]
     chosen = exported[0] if name == "auto" and exported else name
     if chosen == "dummy":
-        return Engine(chosen, [DUMMY], [_dummy(bundle.manifest.heads)])
+        size = bundle.manifest.encoder
+        return Engine(chosen, [DUMMY], [_dummy(bundle.manifest.heads, size.dim if size else DUMMY_DIM)])
     if chosen not in exported:
         options = ["auto", *exported, "dummy"] if exported else ["dummy"]
         raise EngineError(str(Problem("engine", "be one that the bundle has files for", name, options)))
     files = bundle.manifest.engines[chosen]
     try:
-        opened = [OPENERS[chosen](bundle, stage.path, files.precision, threads) for stage in files.stages]
+        opened = [OPENERS[chosen](bundle, stage, files.precision, threads) for stage in files.stages]
     except EngineError as error:
         if name != "auto" or exported[1:] == []:
             raise

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from conf.errors import Problem
 from serving.bundle import Bundle, BundleError, load_bundle
 from serving.errors import EngineError, NotReady, UnknownVersion
 from serving.metrics import Metrics
@@ -69,9 +70,10 @@ class Models:
 
     async def start(self) -> None:
         """Returns once the newest version answers. Raises `BundleError` or `EngineError` where none does."""
-        found = versions_in(self.folder)
-        if not found:
-            raise BundleError(f"bundle must hold a manifest.json, or folders that do; got {self.folder}")
+        if not self.folder.is_dir():
+            raise BundleError(str(Problem("bundle", "be a folder that exists", self.folder)))
+        if not (found := versions_in(self.folder)):
+            raise BundleError(str(Problem("bundle", "hold a manifest.json, or folders that do", self.folder)))
         errors = await self._update(found)
         if not self._available():
             raise errors[0]

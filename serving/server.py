@@ -30,6 +30,7 @@ from serving.metrics import Metrics, VersionMetrics
 from serving.models import Models
 from serving.service import Service
 from serving.steps import WorkerSettings
+from serving.tracing import start_tracing, traced
 from serving.workers import Worker
 
 EXAMPLE = {"texts": ["A wonderful film.", "Two hours of my life I will not get back."]}
@@ -56,11 +57,13 @@ def serve(config: ServeConfig) -> None:
 async def answer(config: ServeConfig, listener: socket.socket) -> None:
     """Answers on the bound socket until SIGTERM or SIGINT, then drains for at most `http.drain` seconds."""
     keys, metrics = read_keys(config.http.keys), Metrics()
+    if config.tracing:
+        start_tracing()
     models = Models(
         config.bundle, config.versions, lambda bundle, version: deployed(bundle, version, config, metrics), metrics
     )
     await models.start()
-    app = create_app(models, metrics, config.limits.body, keys)
+    app = traced(create_app(models, metrics, config.limits.body, keys))
     http = config.http
     server = uvicorn.Server(
         uvicorn.Config(
@@ -156,12 +159,13 @@ def _refused(http: HttpConfig, error: OSError) -> AddressError:
 
 
 def greeting(service: Service, listener: socket.socket, tls: bool = False) -> str:
-    """The line that says where the server is and how to ask it."""
+    """The lines that say where the server is and how to ask it."""
     host, port = listener.getsockname()[:2]
     url = f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
     example = EXAMPLE if service.reads(pairs=False) else EXAMPLE | EXAMPLE_B
     curl = ["curl", "-s", f"{url}/classify", "-H", "content-type: application/json", "-d", json.dumps(example)]
-    return f"{url} answers from {service.manifest.name} {service.version}; try: {shlex.join(curl)}"
+    first = f"{url} answers from {service.manifest.name} {service.version}; try: {shlex.join(curl)}"
+    return f"{first}\na page to try it: {url}/ and all that can be asked: {url}/docs"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

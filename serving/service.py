@@ -21,8 +21,10 @@ from serving.heads import Answer, Reads, Seen
 from serving.metrics import VersionMetrics
 from serving.pooling import Pooling
 from serving.rows import Row
-from serving.steps import VECTOR, Heads, Vectors, Want
+from serving.steps import VECTOR, Heads, Want
 from serving.tokenizer import Tokenizer
+from serving.tracing import span
+from serving.vectors import plan
 from serving.workers import Local, Worker
 
 Result = dict[str, Answer]
@@ -85,8 +87,8 @@ class Service:
     """
 
     def __init__(
-        self, bundle: Bundle, version: str, workers: Sequence[Worker | Local], limits: LimitsConfig, encode: EncodeConfig,
-        batcher: Batcher, metrics: VersionMetrics,
+        self, bundle: Bundle, version: str, workers: Sequence[Worker | Local], limits: LimitsConfig,
+        encode: EncodeConfig, batcher: Batcher, metrics: VersionMetrics,
     ) -> None:  # fmt: skip
         self.bundle, self.manifest, self.version = bundle, bundle.manifest, version
         self.workers, self.batcher, self.metrics = workers, batcher, metrics
@@ -160,10 +162,12 @@ class Service:
 
         Raises `Refused` for what the model does not have, else as `classify`.
         """
-        want = self._vectors(pooling or self._encode.pooling, self._encode.layers if layers is None else layers)
+        layers = self._encode.layers if layers is None else layers
+        want = plan(self.manifest, self.workers[0].opened, layers, pooling or self._encode.pooling)
         with self._request("encode", len(texts)) as seconds:
             self._check(texts, texts_b)
-            rows = await self._aside(texts, self._tokenizer.rows, texts, texts_b)
+            with span("tokenize", texts=len(texts)):
+                rows = await self._aside(texts, self._tokenizer.rows, texts, texts_b)
             found = await self._run([(row, want) for row in rows], seconds(timeout))
             vectors = [each.outputs[VECTOR] for each in found]
             return Encoded(vectors, [row.ids.tolist() for row in rows], [row.truncated for row in rows])
@@ -231,7 +235,8 @@ class Service:
         def read() -> list[_Read]:
             return [_Read(names, self._tokenizer.read(way, texts, texts_b)) for way, names in ways.items()]
 
-        return await self._aside(texts, read)
+        with span("tokenize", texts=len(texts)):
+            return await self._aside(texts, read)
 
     def _ways(self, pairs: bool, names: Collection[str]) -> dict[Reads, list[str]]:
         """The ways in which heads read texts (or pairs), and the heads of each; none where no head reads them so. Of a
@@ -258,7 +263,8 @@ class Service:
     async def _run(self, rows: Sequence[tuple[Row, Want]], seconds: float) -> list[Found]:
         """Whether it succeeds says whether the model answers."""
         try:
-            found = await self.batcher.run(rows, seconds)
+            with span("infer", rows=len(rows), tokens=sum(len(row.ids) for row, _ in rows)):
+                found = await self.batcher.run(rows, seconds)
         except (EngineError, DeadlineExceeded):
             self._works = False
             raise
@@ -288,22 +294,6 @@ class Service:
             return outputs[0] if len(outputs) == 1 else np.stack(outputs)
         places = [each.outputs[name][row.places] for row, each in zip(rows, found, strict=True)]
         return np.concatenate(places) if places else np.zeros((0, *head.shape), np.float32)
-
-    def _vectors(self, pooling: Pooling, layers: Sequence[int]) -> Vectors:
-        """Raises `Refused` for layers or poolings that the model does not have."""
-        opened = self.workers[0].opened
-        known = sorted(layer for stage in opened.stages for layer in stage.layers)
-        if not known:
-            raise Refused(
-                f"the bundle's {opened.engine} model has no vectors of its layers: export a run whose tasks share the "
-                "whole encoder with formats=[openvino] (or onnx, savedmodel, graphdef), by this version of bert_mtl"
-            )
-        count = known[-1] + 1
-        if not layers or not all(-count <= layer < count for layer in layers):
-            raise Refused(f"layers must be between {-count} and {count - 1}; got {list(layers)}")
-        if pooling == "cls_pooled" and not opened.stages[-1].pooled:
-            raise Refused("pooling cls_pooled must be of a model with BERT's pooler, which this one has not")
-        return Vectors(tuple(layer % count for layer in layers), pooling)
 
     def _check_count(self, texts: int) -> None:
         if texts > self._limits.texts:

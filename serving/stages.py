@@ -5,26 +5,24 @@ between two stages (token states) stays here under the row's key.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from serving.engines import Engine
 from serving.errors import EngineError
 from serving.heads import Head
-from serving.pooling import pool
 from serving.rows import pad
 from serving.steps import VECTOR, Heads, Item, Passed, Step, Vectors
 
 Arrays = Mapping[str, np.ndarray]
 
 
-@dataclass
-class Kept:
-    """A row's states `(length, dim)` behind the stage that it has passed, and of each layer that its vectors need."""
+class Kept(NamedTuple):
+    """A row's states `(length, dim)` behind the stage that it has passed, and what its vector is made of."""
 
-    states: np.ndarray | None = None
-    layers: dict[int, np.ndarray] = field(default_factory=dict)
+    states: np.ndarray
+    outputs: dict[str, np.ndarray]
 
 
 class Runner:
@@ -45,7 +43,7 @@ class Runner:
         arrays = padded._asdict()
         if step.stage:
             states = [self.kept[item.key].states for item in step.items]
-            arrays["states"] = _side_by_side([each for each in states if each is not None], padded.token_ids.shape[1])
+            arrays["states"] = _side_by_side(states, padded.token_ids.shape[1])
         want = step.items[0].want
         if isinstance(want, Vectors):
             return self._vectors(step, want, arrays)
@@ -65,36 +63,28 @@ class Runner:
         goes_on = len(sure) < len(item.want.names)
         if goes_on:
             # Not a view of the whole batch.
-            self.kept[item.key] = Kept(outputs["next_states"][place, : len(item.ids)].copy())
+            self.kept[item.key] = Kept(outputs["next_states"][place, : len(item.ids)].copy(), {})
         else:
             self.kept.pop(item.key, None)
         return Passed(sure, goes_on)
 
     def _vectors(self, step: Step, want: Vectors, arrays: Arrays) -> list[Passed]:
-        stage = self.engine.stages[step.stage]
-        here = [layer for layer in want.layers if layer in stage.layers]
-        goes_on = max(want.layers) > stage.depth or (want.pooling == "cls_pooled" and not stage.pooled)
-        names = [f"layer_{layer}" for layer in here] + ["next_states"] * goes_on
-        names += ["pooled"] * (want.pooling == "cls_pooled" and stage.pooled)
-        outputs = self.engine.run(step.stage, arrays, names)
+        outputs = self.engine.run(step.stage, arrays, want.asked[step.stage])
         if not all(np.isfinite(each).all() for each in outputs.values()):
             raise EngineError("the encoder must give finite numbers; got NaN or infinity")
-        found = []
-        for place, item in enumerate(step.items):
-            length = len(item.ids)
-            kept = self.kept[item.key] if step.stage else Kept()
-            # A failed step must find what it began with.
-            kept = Kept(None, kept.layers | {layer: outputs[f"layer_{layer}"][place, :length].copy() for layer in here})
-            if goes_on:
-                kept.states = outputs["next_states"][place, :length].copy()
-                self.kept[item.key] = kept
-                found.append(Passed({}, True))
-                continue
-            self.kept.pop(item.key, None)
-            pooled = outputs["pooled"][place] if "pooled" in outputs else None
-            vector = pool([kept.layers[layer] for layer in want.layers], pooled, want.pooling)
-            found.append(Passed({VECTOR: vector}, False))
-        return found
+        return [self._pooled(step.stage, place, item, want, outputs) for place, item in enumerate(step.items)]
+
+    def _pooled(self, number: int, place: int, item: Item, want: Vectors, outputs: Arrays) -> Passed:
+        own = {
+            name: (each[place] if name == "pooled" else each[place, : len(item.ids)]).copy()
+            for name, each in outputs.items()
+        }
+        before = self.kept[item.key].outputs if number else {}
+        if number < len(want.asked) - 1:
+            self.kept[item.key] = Kept(own.pop("next_states"), before | own)
+            return Passed({}, True)
+        self.kept.pop(item.key, None)
+        return Passed({VECTOR: want.vector(before | own)}, False)
 
 
 def _side_by_side(states: Sequence[np.ndarray], length: int) -> np.ndarray:

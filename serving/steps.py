@@ -2,15 +2,15 @@
 
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from serving.bundle import Bundle, Precision, StageFiles
+from serving.bundle import Bundle, Precision, StageFiles, layer_name
 from serving.engines import EngineName
-from serving.pooling import Pooling
+from serving.pooling import Pooling, pool
 
 SIZE = struct.Struct("<Q")
 """Of a message in bytes, before it."""
@@ -25,10 +25,21 @@ class Heads:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Wanted of a row: vectors of these layers (0: the embeddings), side by side."""
+    """Wanted of a row: a vector of these layers (0: the embeddings), side by side (`serving.vectors.plan`).
+
+    Attributes:
+        asked: names of the outputs to ask of each stage (`Engine.run`), `next_states` among them but for the last; no
+            more stages than are needed.
+    """
 
     layers: tuple[int, ...]
     pooling: Pooling
+    asked: tuple[tuple[str, ...], ...]
+
+    def vector(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The vector of a row, from all that was asked for, its own tokens alone: layers `(length, dim)`, `pooled`
+        `(dim,)`."""
+        return pool([outputs[layer_name(number)] for number in self.layers], outputs.get("pooled"), self.pooling)
 
 
 Want = Heads | Vectors

@@ -1,6 +1,5 @@
 """A bundle answers as the run it was made of: its graphs, and the server on them, for every kind of head."""
 
-import asyncio
 import contextlib
 import io
 import json
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from local_server import classified, local_service
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -39,7 +39,6 @@ from serving import engines
 from serving.bundle import Bundle, EngineFiles, load_bundle
 from serving.config import LimitsConfig
 from serving.engines import OPENERS, open_engine
-from serving.service import Service
 from spans.tags import Decoder
 
 TASKS = {
@@ -108,9 +107,9 @@ def exported(run: Run, *options: str) -> Path:
 def server(bundle: Path, engine: str = "savedmodel") -> Callable:
     """What answers texts (and texts_b) in a server around the bundle."""
     loaded = load_bundle(bundle)
-    limits = LimitsConfig(texts=50, characters=1000, body=10_000)
-    service = Service(loaded, open_engine(engine, loaded), limits, batch_tokens=60)
-    return lambda *texts: asyncio.run(service.classify(*texts)).results
+    opened = open_engine(engine, loaded)
+    limits = LimitsConfig(texts=50, characters=1000, body=10_000, timeout=30.0)
+    return lambda *texts: classified(local_service(loaded, [opened], tokens=60, limits=limits), *texts)
 
 
 def assert_alike(found: object, expected: object, where: str = "") -> None:
@@ -521,7 +520,7 @@ def test_without_a_comparison_there_is_no_temperature_and_thresholds_stay_the_ru
 
 def test_there_is_a_graph_for_texts_for_pairs_for_ids_and_for_each_task(graphs):
     tasks = {f"task_{task}" for task in TASKS if task != "words"}
-    assert set(graphs) == {"text", "pair", "ids", "serving_default", *tasks}
+    assert set(graphs) == {"text", "pair", "ids", "layers", "serving_default", *tasks}
     assert set(graphs["serving_default"].structured_outputs) == set(graphs["text"].structured_outputs)
     assert set(graphs["ids"].structured_outputs) == {*graphs["text"].structured_outputs, "words", "follows"}
     assert set(graphs["task_names"].structured_outputs) == {"names_spans", "names_mood"}
@@ -644,7 +643,7 @@ def test_the_command_says_how_to_serve_the_bundle_also_of_masked_words_alone(twi
     (bundle, _), (said, _) = twice
     assert f"python -m serving.server bundle={bundle}" in said
     assert load_bundle(bundle).manifest.name == "words"
-    assert set(tf.saved_model.load(str(bundle / "saved_model")).signatures) == {"ids", "serving_default"}
+    assert set(tf.saved_model.load(str(bundle / "saved_model")).signatures) == {"ids", "layers", "serving_default"}
     assert_alike(server(bundle)(TEXTS), Predictor(bundle.parent / "run").predict(TEXTS))
 
 

@@ -1,6 +1,5 @@
 """The server from its batches to its process, with real uvicorn and the real client, mostly on the dummy engine."""
 
-import asyncio
 import functools
 import json
 import os
@@ -9,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,50 +19,33 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import uvicorn
+from local_server import classified, local_service, running
 from test_bundle import HEADS, head, saved_model, sentencepiece_bundle, write_bundle  # noqa: F401
 
-from conf.entry import validate
+from conf.entry import compose
 from serving.bundle import Bundle, load_bundle
 from serving.client import Client, ClientError
-from serving.config import HttpConfig, LimitsConfig, ServeConfig
-from serving.engines import Engine, EngineError, open_engine
-from serving.http import create_app
+from serving.config import HttpConfig, ServeConfig
+from serving.engines import Engine, open_engine
 from serving.server import AddressError, bind, greeting, serve
-from serving.service import Service, TextError
+from serving.service import TextError
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMITS = LimitsConfig(texts=50, characters=100, body=10_000)
 TWO_HEADS = {
     "imdb": head("classification", [2], labels=["neg", "pos"]),
     "topic": head("classification", [3], labels=["art", "sport", "world"]),
 }
 
 
-@contextmanager
-def running(service: Service) -> Iterator[str]:
-    """The address of a uvicorn server around the service, in a thread."""
-    with bind(HttpConfig(host="127.0.0.1", port=0, drain=5)) as listener:
-        listener.listen()
-        app = create_app(service, LIMITS.body)
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, log_level="critical"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def service_around(engine: Engine, folder: Path, batch_tokens: int = 8192) -> Service:
-    return Service(load_bundle(folder), engine, LIMITS, batch_tokens)
+def http() -> HttpConfig:
+    return HttpConfig(host="127.0.0.1", port=0, drain=5, keys=None, tls_certificate=None, tls_key=None)
 
 
 def dummy(bundle: Bundle, around: Callable) -> Engine:
     """The dummy engine; `around(run, arrays)` answers in its place."""
     engine = open_engine("dummy", bundle)
-    return replace(engine, runs=[functools.partial(around, engine.runs[0])])
+    run = engine.runs[0]
+    return replace(engine, runs=[lambda arrays, asked: around(functools.partial(run, asked=asked), arrays)])
 
 
 class Shapes(list):
@@ -104,7 +87,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder) -> Iterator[str]:
-    with running(service_around(open_engine("dummy", load_bundle(folder)), folder)) as address:
+    with running(folder) as address:
         yield address
 
 
@@ -112,14 +95,11 @@ def address(folder) -> Iterator[str]:
 
 
 def test_a_large_request_is_split_and_answered_in_its_own_order(folder):
-    shapes = Shapes()
+    shapes, bundle = Shapes(), load_bundle(folder)
     texts = ["a a a a a", "good", "a a a a", "bad", "very good film"]
-    split = asyncio.run(service_around(dummy(load_bundle(folder), shapes), folder, batch_tokens=12).classify(texts))
-    assert shapes == [(2, 3), (2, 6), (1, 7)]
-    assert [split.results[i] for i in range(5)] == [
-        asyncio.run(service_around(open_engine("dummy", load_bundle(folder)), folder).classify([text])).results[0]
-        for text in texts
-    ]
+    split = classified(local_service(bundle, [dummy(bundle, shapes)], tokens=12), texts)
+    assert shapes == [(1, 7), (2, 3), (1, 6), (1, 5)]  # padding is too dear beside the last ones
+    assert split == [classified(local_service(bundle), [text])[0] for text in texts]
 
 
 # --- requests and answers
@@ -145,7 +125,7 @@ def test_all_heads_answer_pairs_and_heads_of_texts_answer_texts(tmp_path):
     folder = write_bundle(tmp_path, heads=heads)
     shapes = Shapes()
     with (
-        running(service_around(dummy(load_bundle(folder), shapes), folder, batch_tokens=12)) as address,
+        running(folder, dummy(load_bundle(folder), shapes), tokens=12) as address,
         Client(address) as client,
     ):
         single, (pair, other) = client.classify(["good"])[0], client.classify(["good", "a"], ["bad", "film"])
@@ -156,18 +136,18 @@ def test_all_heads_answer_pairs_and_heads_of_texts_answer_texts(tmp_path):
         assert single["alike"]["vector"] == pytest.approx(first)
         assert pair["alike"] == {"similarity": pytest.approx(first @ second)}
         assert pair["follows"]["probabilities"] == pytest.approx({"no": 2 / 3, "yes": 1 / 3})  # 21 is odd
-        assert shapes == [(1, 3), (2, 3), (2, 5), (4, 3)]
+        assert shapes == [(1, 3), (4, 3), (2, 5), (2, 3)]
         with pytest.raises(ClientError, match="422: texts_b.1 must not be empty"):
             client.classify(["good", "a"], ["bad", ""])
         with pytest.raises(TypeError):
             client.classify(["good"], "bad")
     only = write_bundle(tmp_path / "pairs", heads={"follows": heads["follows"]})
-    service = service_around(open_engine("dummy", load_bundle(only)), only)
+    bundle = load_bundle(only)
     with pytest.raises(TextError, match="^texts_b must be given: the model reads pairs$"):
-        asyncio.run(service.classify(["good"]))
-    with bind(HttpConfig(host="127.0.0.1", port=0, drain=5)) as listener:
-        example = json.loads(re.search("-d '(.*)'", greeting(service, listener))[1])
-    assert len(asyncio.run(service.classify(**example)).results) == 2
+        classified(local_service(bundle), ["good"])
+    with bind(http()) as listener:
+        example = json.loads(re.search("-d '(.*)'", greeting(local_service(bundle), listener))[1])
+    assert len(classified(local_service(bundle), *example.values())) == 2
 
 
 def test_one_row_serves_all_heads_unless_words_have_other_ids(tmp_path):
@@ -178,19 +158,17 @@ def test_one_row_serves_all_heads_unless_words_have_other_ids(tmp_path):
     }
     wordpiece = load_bundle(write_bundle(tmp_path / "wordpiece", heads=heads))
     pieces = sentencepiece_bundle(tmp_path / "sentencepiece", heads=heads, max_length=64)
-    for bundle, rows in ((wordpiece, [2, 1]), (pieces, [2, 2, 1])):
+    for bundle, rows in ((wordpiece, 3), (pieces, 5)):
         shapes = Shapes()
-        found = asyncio.run(
-            Service(bundle, dummy(bundle, shapes), LIMITS, 8192).classify(["a good film!", "good [MASK]"])
-        ).results
-        assert [shape[0] for shape in shapes] == rows
+        found = classified(local_service(bundle, [dummy(bundle, shapes)]), ["a good film!", "good [MASK]"])
+        assert sum(shape[0] for shape in shapes) == rows
         assert [set(result) for result in found] == [{"imdb", "names", "words"}] * 2
         assert [len(result["words"]["masks"]) for result in found] == [0, 1]
 
 
 def test_the_saved_model_answers_over_http(saved_model):  # noqa: F811
-    service = service_around(open_engine("auto", load_bundle(saved_model)), saved_model)
-    with running(service) as address, Client(address) as client:
+    engine = open_engine("auto", load_bundle(saved_model))
+    with running(saved_model, engine) as address, Client(address) as client:
         answers = client.classify(["good film", "a good film!"])
     assert [answer["imdb"]["label"] for answer in answers] == ["neg", "neg"]
     assert [answer["imdb"]["probabilities"]["pos"] for answer in answers] == pytest.approx([0.19, 0.35], abs=1e-6)
@@ -208,7 +186,11 @@ def test_the_saved_model_answers_over_http(saved_model):  # noqa: F811
         ({"texts": ["a"], "texts_b": ["b", "c"]}, 422, "texts_b must hold as many texts as texts, 1; got 2"),
         ({"texts": ["a"], "texts_b": [0]}, 422, "texts_b.0: Input should be a valid string; got 0"),
         ({"texts": "good"}, 422, "texts: Input should be a valid list; got 'good'"),
-        ({"text": "good"}, 422, "the body: Only the keys texts and texts_b are known; got {'text': 'good'}"),
+        (
+            {"text": "good"},
+            422,
+            "the body: Only the keys texts, texts_b, heads and version are known; got {'text': 'good'}",
+        ),
         ({}, 422, "texts: Field required"),
         ([], 422, "the body: Input should be a valid dictionary or object to extract fields from; got []"),
     ],
@@ -248,7 +230,7 @@ def test_unknown_paths_and_methods_have_the_same_form(address):
 
 def test_the_event_loop_answers_while_the_model_computes(folder):
     gate = Gate()
-    with running(service_around(dummy(load_bundle(folder), gate), folder)) as address, Client(address) as client:
+    with running(folder, dummy(load_bundle(folder), gate)) as address, Client(address) as client:
         answers = []
         thread = threading.Thread(target=lambda: answers.extend(client.classify(["good"])))
         thread.start()
@@ -264,7 +246,7 @@ def test_the_event_loop_answers_while_the_model_computes(folder):
 
 def test_a_failing_model_gives_500_and_readiness_tells_the_truth(folder):
     fickle = Fickle()
-    with running(service_around(dummy(load_bundle(folder), fickle), folder)) as address:
+    with running(folder, dummy(load_bundle(folder), fickle)) as address:
         for fickle.mode in ("raises", "nan"):
             response = httpx.post(f"{address}/classify", json={"texts": ["good"]})
             error = {"type": "internal", "message": "the server failed; its log says why"}
@@ -274,15 +256,6 @@ def test_a_failing_model_gives_500_and_readiness_tells_the_truth(folder):
         fickle.mode = "works"
         assert httpx.get(f"{address}/readyz").json() == {"ready": True}
         assert httpx.post(f"{address}/classify", json={"texts": ["good"]}).status_code == 200
-
-
-def test_a_model_that_contradicts_its_manifest_fails_at_warm_up(folder):
-    three = {"imdb": head("classification", [3], labels=["a", "b", "c"])}
-    other = load_bundle(write_bundle(folder.parent / "three_labels", heads=three))
-    with pytest.raises(EngineError, match=r"head imdb must give numbers of shape \(1, 2\); got shape \(1, 3\)"):
-        asyncio.run(service_around(open_engine("dummy", other), folder).warm_up())
-    with pytest.raises(TextError):
-        asyncio.run(service_around(open_engine("dummy", other), folder).classify([""]))
 
 
 # --- the client
@@ -299,7 +272,7 @@ def test_the_client_warns_of_cut_texts_and_refuses_a_bare_text(address):
 def test_client_errors_say_the_address_and_the_reason(address, folder):
     with pytest.raises(ClientError, match=rf"^{address}/classify answered 422: texts.0 must not be empty$"):
         Client(address).classify([""])
-    with bind(HttpConfig(host="127.0.0.1", port=0, drain=5)) as silent:
+    with bind(http()) as silent:
         closed = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ClientError, match=rf"^{closed}/classify cannot be reached: .*refused"):
             Client(closed).classify(["good"])
@@ -312,11 +285,9 @@ def test_client_errors_say_the_address_and_the_reason(address, folder):
 
 
 def config(bundle: Path, **http: object) -> ServeConfig:
-    container = {
-        "bundle": str(bundle), "engine": "dummy", "threads": None, "batch": {"tokens": 8192},
-        "http": {"host": "127.0.0.1", "port": 0, "drain": 5} | http, "limits": LIMITS.model_dump(),
-    }  # fmt: skip
-    return validate(container, ServeConfig)
+    return compose(
+        "serve", [f"bundle={bundle!s}", *(f"http.{key}={value}" for key, value in http.items())], ServeConfig
+    )
 
 
 def test_a_port_in_use_is_said_before_the_bundle_is_read(tmp_path):
@@ -341,25 +312,25 @@ class Blocker:
         if name.split(".")[0] in ("tensorflow", "keras", "bert_mtl", "data_prep"):
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, Blocker())
-from serving.server import main
-sys.argv[0] = "serving.server"
-main(sys.argv[1:])
 """
 
 
 @contextmanager
 def server_process(*overrides: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A server process in which TensorFlow and the training code cannot be imported, and the line it prints."""
-    command = [sys.executable, "-c", WITHOUT_TRAINING, "http.port=0", *overrides]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        yield process, process.stdout.readline()
-    finally:
-        process.kill()
-        process.communicate()
+    """A server process and the line it prints; neither it nor its workers can import TensorFlow or training code."""
+    command = [sys.executable, "-m", "serving.server", "http.port=0", "workers=1", *overrides]
+    with tempfile.TemporaryDirectory() as blocker:
+        Path(blocker, "sitecustomize.py").write_text(WITHOUT_TRAINING)
+        path = os.pathsep.join((blocker, str(ROOT)))
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            yield process, process.stdout.readline()
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def test_a_server_without_tensorflow_answers_and_its_own_example_works(folder):
@@ -372,7 +343,9 @@ def test_a_server_without_tensorflow_answers_and_its_own_example_works(folder):
         assert len(httpx.post(f"{address}/classify", content=body, headers=headers).json()["results"]) == 2
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
-        assert process.stderr.read() == ""
+        logged = [json.loads(line) for line in process.stderr]
+    assert [each["message"] for each in logged if each["logger"] == "serving.access"] == ["POST /classify"] * 2
+    assert all(len(each["request_id"]) == 16 and each["status"] == 200 for each in logged if "status" in each)
 
 
 def test_sigterm_lets_an_open_request_end_and_exits_with_0(folder):

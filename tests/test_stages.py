@@ -1,21 +1,26 @@
 """Rows through an engine's stages: batches, who leaves when, and that nobody's answer depends on company."""
 
+import asyncio
+
 import numpy as np
 import pytest
 from test_bundle import head
 
+from serving.batcher import Batcher, Found
 from serving.bundle import StageFiles
 from serving.engines import Engine, EngineError
 from serving.heads import Classification
+from serving.metrics import Metrics, VersionMetrics
 from serving.rows import Row
-from serving.stages import Journey, Underway
+from serving.steps import Heads
+from serving.workers import Local
 
 HEADS = {name: Classification(**head("classification", [2], labels=["neg", "pos"])) for name in ("imdb", "tone")}
 
 
-def rows_of(*lengths: int) -> list[Underway]:
+def rows_of(*lengths: int) -> list[Row]:
     """The first id of each row is its number."""
-    return [Underway(Row(np.array([number, *[9] * (length - 1)]), False)) for number, length in enumerate(lengths)]
+    return [Row(np.array([number, *[9] * (length - 1)]), False) for number, length in enumerate(lengths)]
 
 
 class Stages:
@@ -28,7 +33,7 @@ class Stages:
             StageFiles(path="", inputs=names, depth=depth, leave={} if depth == 6 else {"imdb": 0.9, "tone": 0.9})
             for names, depth in zip(inputs, (2, 4, 6), strict=True)
         ]
-        self.engine = Engine("test", stages, [lambda arrays, at=at: self.run(at, arrays) for at in range(3)])
+        self.engine = Engine("test", stages, [lambda arrays, asked, at=at: self.run(at, arrays) for at in range(3)])
 
     def run(self, stage: int, arrays: dict) -> dict:
         states = arrays["states"] if stage else arrays["token_ids"][:, :, None] + np.zeros(2, np.float32)
@@ -42,45 +47,33 @@ class Stages:
         }
         return outputs | ({"next_states": (states + 1) * arrays["segment_ids"][:, :, None]} if stage < 2 else {})
 
-    def answer(self, rows: list[Underway], tokens: int, asked=("imdb",)) -> list[Underway]:
-        journey = Journey(self.engine, HEADS, asked, rows, tokens, pad_id=0)
-        while (batch := journey.next()) is not None:
-            journey.run(batch)
-        return rows
+    def answer(self, rows: list[Row], tokens: int, asked=("imdb",)) -> list[Found]:
+        async def run() -> list[Found]:
+            batcher = Batcher([Local(self.engine, HEADS, 0)], tokens, 100, VersionMetrics(Metrics(), "1"))
+            batcher.start()
+            found = await batcher.run([(row, Heads(frozenset(asked))) for row in rows], 10)
+            await batcher.close()
+            return found
+
+        return asyncio.run(run())
 
 
 def nobody() -> dict[str, list[list[int]]]:
     return {"imdb": [[], [], []], "tone": [[], [], []]}
 
 
-@pytest.mark.parametrize(
-    ("lengths", "tokens", "batches"),
-    [
-        ([5, 1, 9, 2, 2], 10, [[1, 3, 4], [0], [2]]),
-        ([4, 4, 4, 4, 4], 8, [[0, 1], [2, 3], [4]]),
-        ([100, 3], 8, [[1], [0]]),
-    ],
-)
-def test_batches_hold_rows_of_like_length_within_the_token_budget(lengths, tokens, batches):
-    stages = Stages(nobody())
-    stages.answer(rows_of(*lengths), tokens)
-    for stage in range(3):
-        assert [numbers for at, numbers, _ in stages.seen if at == stage] == batches
-
-
 def test_sure_rows_leave_and_the_others_go_on_together():
     stages = Stages(nobody() | {"imdb": [[0, 2, 3], [1], []]})
-    rows = stages.answer(rows_of(2, 2, 3, 3, 3), tokens=6)
-    # Of two batches of the first stage one row each is left: they fill a batch of the second.
-    assert stages.seen == [(0, [0, 1], 2), (0, [2, 3], 3), (0, [4], 3), (1, [1, 4], 3), (2, [4], 3)]
+    rows = stages.answer(rows_of(2, 2, 3, 3, 3), tokens=9)
+    assert stages.seen == [(0, [0, 1], 2), (1, [1], 2), (0, [2, 3, 4], 3), (1, [4], 3), (2, [4], 3)]
     expected = [[0.05, 0.95], [0.051, 0.951], [0.05, 0.95], [0.05, 0.95], [0.502, 0.502]]
     np.testing.assert_allclose([row.outputs["imdb"] for row in rows], expected, atol=1e-6)
 
 
-def test_a_full_batch_of_a_deeper_stage_goes_first():
+def test_rows_that_wait_for_the_same_stage_are_run_together():
     stages = Stages(nobody())
-    stages.answer(rows_of(3, 3, 3, 3, 3), tokens=6)
-    assert [at for at, _, _ in stages.seen] == [0, 0, 1, 0, 1, 2, 1, 2, 2]
+    stages.answer(rows_of(5, 5, 5, 5), tokens=10)
+    assert stages.seen == [(stage, rows, 5) for rows in ([0, 1], [2, 3]) for stage in range(3)]
 
 
 def test_each_head_answers_where_it_is_sure_and_the_row_stays_for_the_others():
@@ -88,7 +81,7 @@ def test_each_head_answers_where_it_is_sure_and_the_row_stays_for_the_others():
     (row,) = stages.answer(rows_of(2), 8, asked=("imdb", "tone"))
     assert [at for at, _, _ in stages.seen] == [0, 1]
     np.testing.assert_allclose([row.outputs["imdb"][1], row.outputs["tone"][1]], [0.95, 0.951], atol=1e-6)
-    assert {name: stage.depth for name, stage in row.stages.items()} == {"imdb": 2, "tone": 4}
+    assert row.stages == {"imdb": 0, "tone": 1}
 
 
 def test_a_stage_that_answers_otherwise_than_its_manifest_says_is_refused():

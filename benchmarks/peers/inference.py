@@ -88,14 +88,19 @@ def onnx_answerer(file: Path) -> Callable:
     return lambda arrays: session.run(None, {name: values.astype(np.int64) for name, values in arrays.items()})[0]
 
 
-def onnx_files(model: Classifier, num_heads: int, hidden_dim: int, folder: Path) -> tuple[Path, Path]:
+INPUTS = ("token_ids", "type_ids", "segment_ids")
+
+
+def onnx_files(
+    model: torch.nn.Module, num_heads: int, hidden_dim: int, folder: Path, inputs=INPUTS, output="imdb"
+) -> tuple[Path, Path]:
     """The model as ONNX Runtime runs it best: fused, and in 8 bits."""
     plain, fused, small = (folder / f"{name}.onnx" for name in ("plain", "fused", "small"))
     ids = torch.ones((2, 8), dtype=torch.long)
-    names = ["token_ids", "type_ids", "segment_ids"]
-    axes = {name: {0: "rows", 1: "length"} for name in names}
+    axes = {name: {0: "rows", 1: "length"} for name in inputs}
     torch.onnx.export(
-        model, (ids, 0 * ids, ids), plain, input_names=names, output_names=["imdb"], dynamic_axes=axes, dynamo=False,
+        model, (ids, 0 * ids, ids), plain, input_names=list(inputs), output_names=[output], dynamic_axes=axes,
+        dynamo=False,
     )  # fmt: skip
     optimize_model(str(plain), "bert", num_heads, hidden_dim).save_model_to_file(str(fused))
     quantize_dynamic(fused, small, extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})  # of fused operations
