@@ -3,7 +3,8 @@
 It needs the extra `grpc`, whose stubs import TensorFlow: `serving.grpc_services` is imported only when it opens.
 """
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from conf.errors import ConfigError, Problem
 from serving.keys import Keys
@@ -13,18 +14,20 @@ if TYPE_CHECKING:
     import grpc.aio
 
 
+class Tls(NamedTuple):
+    """PEM files of a certificate (and its chain) and of its key."""
+
+    certificate: Path
+    key: Path
+
+
 async def open_grpc(
-    models: Models,
-    host: str,
-    port: int,
-    body_limit: int,
-    keys: Keys,
-    credentials: "grpc.ServerCredentials | None" = None,
+    models: Models, host: str, port: int, body_limit: int, keys: Keys, tls: Tls | None = None
 ) -> "tuple[grpc.aio.Server, int]":
     """A server that answers on `host` and the returned port (for 0 a free one), until its `stop(seconds)` has drained
     it.
 
-    Messages may have `body_limit` bytes. With `credentials` it speaks TLS. Raises `ConfigError` where the extra is
+    Messages may have `body_limit` bytes. Raises `ConfigError` where the extra is
     missing or the address is not free.
     """
     try:
@@ -42,10 +45,11 @@ async def open_grpc(
     add_services(server, models)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        if credentials is None:
+        if tls is None:
             bound = server.add_insecure_port(address)
         else:
-            bound = server.add_secure_port(address, credentials)
+            pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+            bound = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     except RuntimeError:
         problem = Problem("grpc.port", "be free on grpc.host, and open to this user", port)
         raise ConfigError([problem]) from None

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,13 @@ def test_several_heads_are_named_in_every_row_or_column(address):
     assert rows[1]["names"] == near([[3 / 6, 1 / 6, 2 / 6], [0.0, 0.0, 0.0]])
     columns = httpx.post(url, json={"inputs": texts}).json()["outputs"]
     assert columns == {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def test_words_are_those_that_white_space_parts_and_cut_ones_are_zeros(address):
+    body = {"signature_name": "task_names", "instances": ["good! [a]film  " + "a " * 20]}
+    (found,) = httpx.post(f"{address}/v1/models/tiny:predict", json=body).json()["predictions"]
+    # Their first tokens: good 6, [ 12, then a 5 for the 8 of the 14 tokens that are left behind "good ! [ a ] film"
+    assert found == near([[1 / 6, 2 / 6, 3 / 6]] * 2 + [[3 / 6, 1 / 6, 2 / 6]] * 8 + [[0.0, 0.0, 0.0]] * 12)
 
 
 def test_pairs_are_objects_and_what_is_read_apart_gives_two_vectors(address):
@@ -236,6 +244,37 @@ def test_limits_keys_and_unknown_paths_speak_each_protocols_form(tmp_path):
         assert refused(httpx.get(f"{address}/v2/nothing", headers={"authorization": f"Bearer {key}"}), 404)
 
 
+KEYS = [
+    "instances", "inputs", "signature_name", "examples", "context", "texts", "texts_b", "b64", "name", "shape", "datatype",
+    "data", "outputs", "parameters", "id", "model", "input", "encoding_format", "dimensions",
+]  # fmt: skip
+WORDS = ["good", "", "\ud800", "texts", "texts_b", "imdb", "task_follows", "BYTES", "tiny", "base64", "\x00", "a" * 101]
+
+
+def anything(chance: random.Random, depth: int = 0) -> object:
+    """Any JSON of the protocols' words."""
+    kind = chance.choice("ssnifboa" if depth < 4 else "sni")
+    simple = {"s": chance.choice(WORDS), "n": None, "i": chance.choice([0, 1, -1, 2**70]), "f": 1e300, "b": True}
+    if kind in simple:
+        return simple[kind]
+    values = [anything(chance, depth + 1) for _ in range(chance.randrange(4))]
+    return {chance.choice(KEYS): value for value in values} if kind == "o" else values
+
+
+def test_whatever_is_sent_is_answered_and_never_as_a_failure_of_the_server(address):
+    chance = random.Random(1)
+    paths = [f"/v1/models/tiny:{verb}" for verb in ("predict", "classify", "regress")]
+    paths += ["/v2/models/tiny/infer", "/v1/embeddings"]
+    with httpx.Client(base_url=address) as client:
+        for number in range(500):
+            path = paths[number % len(paths)]
+            body = {chance.choice(KEYS): anything(chance) for _ in range(4)} | {"model": "tiny"}
+            response = client.post(path, content=json.dumps(body))
+            assert response.status_code in (200, 400, 404, 413), body
+            assert len(response.content) < 3000 or response.status_code == 200
+        assert client.post(paths[0], json={"inputs": ["good film"]}).status_code == 200
+
+
 # --- KServe
 
 
@@ -298,7 +337,7 @@ INFER_FAULTS = {
     "datatype": ([tensor("texts", "a", datatype="FP32")], {}, "inputs.0.datatype must be BYTES; got 'FP32'"),
     "rank": ([tensor("texts", "a", shape=[1, 2])], {}, "inputs.0.shape must be [n] or [n, 1]; got [1, 2]"),
     "count": ([tensor("texts", "a", shape=[2])], {}, "inputs.0.data must hold as many texts as shape says, 2; got 1"),
-    "negative": ([tensor("texts", "a", shape=[-1])], {}, "inputs.0.shape.0: Input should be greater than or equal to 0"),
+    "negative": ([tensor("texts", "a", shape=[-1])], {}, "inputs.0.shape.0: Input should be greater than or"),
     "number": ([tensor("texts", "a", 3)], {}, "inputs.0.data.1 must be a text; got 3"),
     "nested": ([tensor("texts", ["a"])], {}, "inputs.0.data.0 must be a text; got ['a']"),
     "output": (
@@ -306,7 +345,7 @@ INFER_FAULTS = {
         "outputs.0.name must be one of imdb, imdb_label, truncated; got 'x'",
     ),
     "binary in": (
-        [tensor("texts", parameters={"binary_data_size": 5}, shape=[1])], {}, "inputs.0.data must hold the texts: the bin"
+        [tensor("texts", parameters={"binary_data_size": 5}, shape=[1])], {}, "inputs.0.data must hold the texts: the"
     ),
     "binary out": (
         [tensor("texts", "a")], {"parameters": {"binary_data_output": True}}, "parameters must not ask for binary data"
@@ -380,10 +419,10 @@ def test_models_are_listed_with_their_versions_and_found_by_their_id(client):
         ({"model": "tiny", "input": ""}, "input.0 must not be empty", "input"),
         ({"model": "tiny", "input": []}, "input must hold at least one text; got none", "input"),
         ({"model": "tiny", "input": ["a"] * 51}, "input must be at most 50 in a request; got 51", "input"),
-        ({"model": "tiny", "input": ["a", 3]}, "input: Input should be a text, token ids, or a list of either; got", "input"),
-        ({"model": "tiny", "input": [True]}, "input: Input should be a text, token ids, or a list of either; got", "input"),
-        ({"model": "tiny", "input": "a", "dimensions": 1}, "dimensions must be 8: the model was not trained", "dimensions"),
-        ({"model": "tiny", "input": "a", "encoding_format": "int8"}, "encoding_format: Input should be", "encoding_format"),
+        ({"model": "tiny", "input": ["a", 3]}, "input: Input should be a text, token ids, or", "input"),
+        ({"model": "tiny", "input": [True]}, "input: Input should be a text, token ids, or", "input"),
+        ({"model": "tiny", "input": "a", "dimensions": 1}, "dimensions must be 8: the model was", "dimensions"),
+        ({"model": "tiny", "input": "a", "encoding_format": "int8"}, "encoding_format: Input", "encoding_format"),
         ({"model": "tiny", "input": "a", "truncate": True}, "the body: Only the keys model, input, encoding", None),
     ],
 )  # fmt: skip
