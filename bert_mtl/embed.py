@@ -84,10 +84,8 @@ class Embedder:
     def _vectors(self, inputs):
         model = self.predictor.model
         states = model.encoder.hidden_states(model.encoder_inputs(inputs))
-        chosen = [
-            pool(states[layer], inputs["segment_ids"], inputs["first_token"], self.pooling) for layer in self.layers
-        ]
-        return tf.concat([tf.cast(vector, tf.float32) for vector in chosen], axis=-1)
+        chosen = tf.concat([states[layer] for layer in self.layers], axis=-1)
+        return tf.cast(pool(chosen, inputs["segment_ids"], inputs["first_token"], self.pooling), tf.float32)
 
 
 def embed(config: EmbedConfig) -> None:

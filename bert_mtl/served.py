@@ -139,14 +139,10 @@ class Served(tf.Module):
 
     def _stage(self, before: int, depth: int) -> Stage:
         """The `Stage` behind layer number `before` (0: from ids)."""
-        taken = {spec.name: spec for spec in IDS}
-        if before:
-            hidden = self.model.encoder.config.hidden_dim
-            states_taken = tf.TensorSpec((None, None, hidden), tf.float32, "states")
-            taken = {"states": states_taken, "segment_ids": taken["segment_ids"]}
+        states_taken = tf.TensorSpec((None, None, self.model.encoder.config.hidden_dim), tf.float32, "states")
         last = depth == self.model.depths[-1]
 
-        def stage(**arrays: tf.Tensor) -> Answers:
+        def given(**arrays: tf.Tensor) -> Answers:
             inputs = self._inputs(**arrays)
             states = self._states(inputs, before, depth)
             outputs = self.model.outputs_at(depth, states[depth], inputs)
@@ -155,7 +151,15 @@ class Served(tf.Module):
                 del states[before]  # those that it takes
             return answers | self._vectors(states, inputs) | ({} if last else {"next_states": states[depth]})
 
-        function = tf.function(stage, autograph=False).get_concrete_function(**taken)
+        # The inputs stand in the order of the names.
+        def from_ids(token_ids, type_ids, segment_ids) -> Answers:
+            return given(token_ids=token_ids, type_ids=type_ids, segment_ids=segment_ids)
+
+        def from_states(states, segment_ids) -> Answers:
+            return given(states=states, segment_ids=segment_ids)
+
+        stage, taken = (from_states, [states_taken, IDS[-1]]) if before else (from_ids, IDS)
+        function = tf.function(stage, autograph=False, input_signature=taken).get_concrete_function()
         return Stage(function, depth, [*range(before + 1 if before else 0, depth + 1)], last and self._pools)
 
     def _inputs(self, **arrays: tf.Tensor) -> dict[str, tf.Tensor]:

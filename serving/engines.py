@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -23,10 +23,14 @@ EngineName = Literal["auto", "openvino", "litert", "onnx", "savedmodel", "graphd
 Arrays = Mapping[str, np.ndarray]
 Outputs = frozenset[str]
 """Names of what a stage is asked for."""
-Run = Callable[[Arrays, Outputs | None], dict[str, np.ndarray]]
-"""The arrays of `StageFiles.inputs` to numbers `Head.output_shape(rows, length)` float32 by head, and to
-`next_states`, the `states` of the next stage, where there is one; or to the outputs asked for, `StageFiles.vectors`
-among them. Raises `EngineError` for others."""
+
+
+class Run(Protocol):
+    """The arrays of `StageFiles.inputs` to numbers `Head.output_shape(rows, length)` float32 by head, and to
+    `next_states`, the `states` of the next stage, where there is one; or to the outputs that are `asked` for,
+    `StageFiles.vectors` among them. Raises `EngineError` for others."""
+
+    def __call__(self, arrays: Arrays, asked: Outputs | None = None) -> dict[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,10 @@ class Engine:
         `outputs` are names of heads, `next_states` and `StageFiles.vectors`; None asks for all but the last. What
         nobody asks for is not computed where the runtime can leave it out. Raises `EngineError` for other names.
         """
-        asked = None if outputs is None else frozenset(outputs)
+        run = self.runs[number]
+        taken: dict[str, np.ndarray] = {name: arrays[name] for name in self.stages[number].inputs}
         with self.lock:
-            return self.runs[number]({name: arrays[name] for name in self.stages[number].inputs}, asked)
+            return run(taken) if outputs is None else run(taken, frozenset(outputs))
 
     def predict(self, arrays: Arrays) -> list[dict[str, np.ndarray]]:
         """What the heads answer behind every stage."""
@@ -77,7 +82,7 @@ def _saved_model(bundle: Bundle, stage: StageFiles, precision: Precision, thread
     signature_of = {name: "ids" for name in model.signatures["ids"].structured_outputs}
     signature_of |= dict.fromkeys(stage.vectors, "layers")
 
-    def run(arrays: Arrays, asked: Outputs | None, model=model) -> dict[str, np.ndarray]:
+    def run(arrays: Arrays, asked: Outputs | None = None, model=model) -> dict[str, np.ndarray]:
         names = _wanted(stage, signature_of, asked)
         given = {name: tf.constant(values) for name, values in arrays.items()}
         found = {each: model.signatures[each](**given) for each in {signature_of[name] for name in names}}
@@ -101,7 +106,7 @@ def _graphdef(bundle: Bundle, stage: StageFiles, precision: Precision, threads: 
             *([function.graph.get_tensor_by_name(f"{n}:0") for n in each] for each in (inputs, names))
         )
 
-    def run(arrays: Arrays, asked: Outputs | None) -> dict[str, np.ndarray]:
+    def run(arrays: Arrays, asked: Outputs | None = None) -> dict[str, np.ndarray]:
         names = tuple(_wanted(stage, outputs, asked))
         found = pruned(names)(*(tf.constant(arrays[name]) for name in inputs))
         return {name: output.numpy() for name, output in zip(names, found, strict=True)}
@@ -142,22 +147,24 @@ def _openvino(bundle: Bundle, stage: StageFiles, precision: Precision, threads: 
         settings |= {"INFERENCE_NUM_THREADS": str(threads)}
     bundle.file(stage.path.replace(".xml", ".bin"))
     model = core.read_model(bundle.file(stage.path))
-    results = {name: port.get_node() for port in model.outputs for name in port.get_names()}
+    # One output may have two names, as `next_states` are those of a layer.
+    place_of = {name: place for place, port in enumerate(model.outputs) for name in port.get_names()}
 
     def compiled(names: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
         """Without what the named outputs do not need."""
-        part = openvino.Model([results[name] for name in names], model.get_parameters(), "part")
+        places = sorted({place_of[name] for name in names})
+        part = openvino.Model([model.outputs[place].get_node() for place in places], model.get_parameters(), "part")
         request = core.compile_model(part, "CPU", settings).create_infer_request()
 
         def infer(arrays: Arrays) -> dict[str, np.ndarray]:
-            outputs = request.infer(dict(arrays)).values()
+            outputs = dict(zip(places, request.infer(dict(arrays)).values(), strict=True))
             # The next call writes into the same memory.
-            return {name: output.copy() for name, output in zip(names, outputs, strict=True)}
+            return {name: outputs[place_of[name]].copy() for name in names}
 
         return infer
 
     models: dict[tuple[str, ...], Callable[[Arrays], dict[str, np.ndarray]]] = {}
-    default, everything = tuple(_wanted(stage, results, None)), tuple(results)
+    default, everything = tuple(_wanted(stage, place_of, None)), tuple(place_of)
 
     def model_of(names: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
         """That of the heads, of the first other outputs that were asked for, or of all: each takes as much memory."""
@@ -169,8 +176,8 @@ def _openvino(bundle: Bundle, stage: StageFiles, precision: Precision, threads: 
 
     model_of(default)
 
-    def run(arrays: Arrays, asked: Outputs | None) -> dict[str, np.ndarray]:
-        names = _wanted(stage, results, asked)
+    def run(arrays: Arrays, asked: Outputs | None = None) -> dict[str, np.ndarray]:
+        names = _wanted(stage, place_of, asked)
         found = model_of(names)(arrays)
         return {name: found[name] for name in names}
 
@@ -188,7 +195,7 @@ def _onnx(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int 
     session = onnxruntime.InferenceSession(bundle.file(stage.path), options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
 
-    def run(arrays: Arrays, asked: Outputs | None) -> dict[str, np.ndarray]:
+    def run(arrays: Arrays, asked: Outputs | None = None) -> dict[str, np.ndarray]:
         names = _wanted(stage, outputs, asked)
         return dict(zip(names, session.run(names, dict(arrays)), strict=True))
 
@@ -205,7 +212,7 @@ def _litert(bundle: Bundle, stage: StageFiles, precision: Precision, threads: in
     interpreter = Interpreter(str(bundle.file(stage.path)), num_threads=threads or len(os.sched_getaffinity(0)))
     answer = interpreter.get_signature_runner("serving_default")
 
-    def run(arrays: Arrays, asked: Outputs | None) -> dict[str, np.ndarray]:
+    def run(arrays: Arrays, asked: Outputs | None = None) -> dict[str, np.ndarray]:
         found = answer(**arrays)
         return {name: found[name] for name in _wanted(stage, found, asked)}
 
@@ -224,7 +231,7 @@ def _dummy(heads: Mapping[str, Head], dim: int) -> Run:
         scores = (sums + np.arange(count)) % count + 1.0
         return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32).reshape(shape)
 
-    def run(arrays: Arrays, asked: Outputs | None) -> dict[str, np.ndarray]:
+    def run(arrays: Arrays, asked: Outputs | None = None) -> dict[str, np.ndarray]:
         tokens = (arrays["token_ids"] * arrays["segment_ids"]).astype(np.int64)
         states = ((tokens[:, :, None] + np.arange(dim)) / 1000).astype(np.float32)
         found = {name: numbers(head, tokens) for name, head in heads.items()}

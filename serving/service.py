@@ -22,15 +22,13 @@ from serving.metrics import VersionMetrics
 from serving.pooling import Pooling
 from serving.rows import Row
 from serving.steps import VECTOR, Heads, Want
-from serving.tokenizer import Tokenizer
+from serving.tokenizer import Text, Tokenizer
 from serving.tracing import span
 from serving.vectors import plan
 from serving.workers import Local, Worker
 
 Result = dict[str, Answer]
 """One text's answers by head (`serving.heads`): {head: {"label": str, "probabilities": {label: float}}, …}."""
-Text = str | Sequence[str] | Sequence[int]
-"""To be encoded: a text, its tokens, or their ids (the last two without [CLS] and [SEP])."""
 ASIDE = 4000
 """Characters from which on a request is tokenised in another thread: below, the way there takes longer."""
 PROBE = 5.0
@@ -156,7 +154,7 @@ class Service:
             return results
 
     async def encode(
-        self, texts: Sequence[Text], texts_b: Sequence[str] | None = None, *, pooling: Pooling | None = None,
+        self, texts: Sequence[Text], texts_b: Sequence[Text] | None = None, *, pooling: Pooling | None = None,
         layers: Sequence[int] | None = None, timeout: float | None = None,
     ) -> Encoded:  # fmt: skip
         """Vectors of texts or pairs; `layers` (0: embeddings, -1: the last) side by side.
@@ -302,7 +300,7 @@ class Service:
         if texts > self._limits.texts:
             raise TooManyTexts(f"texts must be at most {self._limits.texts} in a request; got {texts}")
 
-    def _check(self, texts: Sequence[Text], texts_b: Sequence[str] | None) -> None:
+    def _check(self, texts: Sequence[Text], texts_b: Sequence[Text] | None) -> None:
         if not texts:
             raise TextError("texts must hold at least one text; got none")
         if texts_b is not None and len(texts_b) != len(texts):

@@ -16,6 +16,8 @@ from spans.words import words
 
 MASK, UNKNOWN = "[MASK]", "[UNK]"
 LINE_BREAKS = str.maketrans("\t\n\r", "   ")  # training reads texts of one line
+Text = str | Sequence[str] | Sequence[int]
+"""A text, its tokens, or their ids (the last two without [CLS] and [SEP])."""
 T = TypeVar("T")
 Pieces = list[tuple[int, int]]  # tokens: id, and the number of the word that it begins, else -1
 
@@ -65,15 +67,18 @@ class Tokenizer:
             return [[row] for row in self._pairs(texts, texts_b or ())]
         return [[row] for row in (self._words if reads == "words" else self._texts)(texts)]
 
-    def rows(self, texts: Sequence[str | Sequence[str] | Sequence[int]], texts_b: Sequence[str] | None) -> list[Row]:
-        """The row of each text, pair, or text given as its tokens or their ids.
+    def rows(self, texts: Sequence[Text], texts_b: Sequence[Text] | None) -> list[Row]:
+        """The row of each text or pair, which may be given as tokens or their ids.
 
         Raises `TextError` for ids that are not of the vocabulary.
         """
         if texts_b is not None:
-            return self._pairs([str(text) for text in texts], texts_b)
-        plain = iter(self._texts([text for text in texts if isinstance(text, str)]))
-        return [next(plain) if isinstance(text, str) else self._row(self._ids(text)) for text in texts]
+            return self._pairs(texts, texts_b)
+        return [self._row(ids) for ids in self._split(texts)]
+
+    def _split(self, texts: Sequence[Text]) -> list[list[int]]:
+        plain = iter(self._vocabulary.split(_lines([text for text in texts if isinstance(text, str)])))
+        return [next(plain) if isinstance(text, str) else self._ids(text) for text in texts]
 
     def _ids(self, tokens: Sequence[str] | Sequence[int]) -> list[int]:
         ids = [self._vocabulary.id(token) if isinstance(token, str) else token for token in tokens]
@@ -103,7 +108,7 @@ class Tokenizer:
         row = self._row(first + [token for ids in others for token in (self.settings.mask_id, *ids)])
         return Row(row.ids, row.truncated, places=np.flatnonzero(row.ids == self.settings.mask_id).tolist())
 
-    def _pairs(self, texts: Sequence[str], texts_b: Sequence[str]) -> list[Row]:
+    def _pairs(self, texts: Sequence[Text], texts_b: Sequence[Text]) -> list[Row]:
         """A row for each pair."""
         rows = []
         for first, second, cut in self._cut_pairs(texts, texts_b, special=3):
@@ -121,10 +126,10 @@ class Tokenizer:
         return Row(self._framed(kept), len(kept) < len(ids))
 
     def _cut_pairs(
-        self, texts: Sequence[str], texts_b: Sequence[str], special: int
+        self, texts: Sequence[Text], texts_b: Sequence[Text], special: int
     ) -> list[tuple[list[int], list[int], bool]]:
         """The ids of both texts of each pair, cut to leave room for `special` tokens: the longer gives way first."""
-        both = self._vocabulary.split(_lines([*texts, *texts_b]))
+        both = self._split([*texts, *texts_b])
         budget, pairs = self.settings.max_length - special, []
         for first, second in zip(both[: len(texts)], both[len(texts) :], strict=True):
             shorter = min(len(first), len(second), budget // 2)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import pickle
 import socket
 import sys
@@ -139,7 +140,7 @@ class Worker:
 class Local:
     """An engine of this very process in the place of a worker: for benchmarks and tests of what surrounds one."""
 
-    is_ready, restarts, pid = True, 0, None
+    is_ready, restarts, pid = True, 0, os.getpid()
 
     def __init__(self, engine: Engine, heads: Mapping[str, Head], pad_id: int) -> None:
         self.runner = Runner(engine, heads, pad_id)

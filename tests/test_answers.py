@@ -337,8 +337,9 @@ def test_vectors_are_pooled_from_the_chosen_layers_without_padding(predictor):
         vectors = Embedder(predictor, [0, -1], name).embed(TEXTS, batch_size=3)
         assert vectors.shape == (5, 64)
         np.testing.assert_allclose(vectors[0], np.concatenate([pool(states[0]), pool(states[2])]), atol=1e-5)
-    both = Embedder(predictor, [2], "mean_max").embed(TEXTS)
-    np.testing.assert_allclose(both[0], np.concatenate([states[2].mean(axis=0), states[2].max(axis=0)]), atol=1e-5)
+    both, (low, high) = Embedder(predictor, [1, 2], "mean_max").embed(TEXTS), states[1:]
+    expected = [low.mean(axis=0), high.mean(axis=0), low.max(axis=0), high.max(axis=0)]
+    np.testing.assert_allclose(both[0], np.concatenate(expected), atol=1e-5)
 
 
 def test_vectors_are_written_as_numpy_or_parquet(multi_run, tmp_path):

@@ -15,13 +15,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
-from local_server import classified, local_service
+from local_server import ask, classified, local_service
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tokenizers import Tokenizer as RustTokenizer
 
 from bert_mtl.config import ExportConfig, TrainConfig
+from bert_mtl.embed import Embedder
 from bert_mtl.encoder import BertEncoder, EncoderConfig
-from bert_mtl.export import calibration_texts, dev_part, export, write_bundle, write_tokenizer
+from bert_mtl.export import calibration_texts, check_export, dev_part, export, write_bundle, write_tokenizer
 from bert_mtl.formats import write_format
 from bert_mtl.gates import rows_of
 from bert_mtl.kinds import DataError
@@ -39,6 +40,10 @@ from serving import engines
 from serving.bundle import Bundle, EngineFiles, load_bundle
 from serving.config import LimitsConfig
 from serving.engines import OPENERS, open_engine
+from serving.errors import EngineError, Refused
+from serving.service import Service
+from serving.stages import Runner
+from serving.steps import VECTOR, Item, Step, Vectors
 from spans.tags import Decoder
 
 TASKS = {
@@ -183,6 +188,8 @@ def test_tasks_with_weights_of_their_own_in_the_encoder_keep_them(tmp_path, toke
     answers, predictor = server(exported(run)), Predictor(run.folder)
     assert_alike(answers(TEXTS), predictor.predict(TEXTS))
     assert_alike(answers(TEXTS, TEXTS_B), predictor.predict(TEXTS, TEXTS_B))
+    with pytest.raises(Refused, match="vectors cannot be made: tasks have weights of their own in the encoder"):
+        encoded(run.folder.parent / "run bundle", "savedmodel", VECTORS)
 
 
 # --- formats
@@ -193,6 +200,53 @@ def test_every_format_answers_as_the_run_does(bundle, predictor, engine):
     answers = server(bundle, engine)
     assert_alike(answers(TEXTS), predictor.predict(TEXTS))
     assert_alike(answers(TEXTS, TEXTS_B), predictor.predict(TEXTS, TEXTS_B))
+
+
+VECTORS = [("cls", [-1]), ("max", [1]), ("mean_max", [0, 1]), ("mean", [0, -1])]
+
+
+@pytest.fixture(scope="module")
+def embedded(predictor) -> list[np.ndarray]:
+    return [Embedder(predictor, layers, pooling).embed(TEXTS) for pooling, layers in VECTORS]
+
+
+@pytest.mark.parametrize("name", [name for name in OPENERS if name != "litert"])
+def test_a_bundles_vectors_are_those_of_the_run(bundle, run, embedded, name):
+    for found, expected in zip(encoded(bundle, name, VECTORS), embedded, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    engine, rows = open_engine(name, load_bundle(bundle)), rows_of_texts(run, TEXTS)
+    both = engine.run(0, rows, ["stars", "layer_1"])
+    assert set(both) == {"stars", "layer_1"} and not set(engine.stages[0].vectors) & set(engine.run(0, rows))
+    np.testing.assert_allclose(both["layer_1"][:, 0], embedded[0], atol=1e-4)
+    with pytest.raises(EngineError, match="the model must give pooled; it gives "):  # as all heads read means
+        engine.run(0, rows, ["pooled"])
+
+
+def encoded(bundle: Path, engine: str, kinds: list[tuple[str, list[int]]]) -> list[np.ndarray]:
+    """Vectors of the texts, as a server around the bundle gives them."""
+    loaded = load_bundle(bundle)
+    limits = LimitsConfig(texts=50, characters=1000, body=10_000, timeout=30.0)
+    service = local_service(loaded, [open_engine(engine, loaded)], tokens=200, limits=limits)
+
+    async def question(service: Service) -> list[np.ndarray]:
+        found = [await service.encode(TEXTS, pooling=pooling, layers=layers) for pooling, layers in kinds]
+        return [np.stack(each.vectors) for each in found]
+
+    return ask(service, question)
+
+
+def test_of_litert_there_are_no_vectors(bundle, run):
+    with pytest.raises(Refused, match="engine must give the states of layers, .*; got litert. Options: "):
+        encoded(bundle, "litert", VECTORS)
+    loaded = load_bundle(bundle)
+    assert set(open_engine("litert", loaded).run(0, rows_of_texts(run, TEXTS))) == set(loaded.manifest.heads)
+
+
+def test_the_pooled_output_is_that_of_the_pooler(tmp_path, tokenizer):
+    run = make_run(tmp_path / "run", ["stars"], tokenizer, pooling="cls")
+    kernel, bias = (weight.numpy() for weight in load_model(run, dtype="float32").encoder.pooler.weights)
+    first, pooled = encoded(exported(run, "formats=[openvino]"), "openvino", [("cls", [-1]), ("cls_pooled", [-1])])
+    np.testing.assert_allclose(pooled, np.tanh(first @ kernel + bias), atol=1e-4)
 
 
 READERS = {
@@ -480,6 +534,40 @@ def test_a_model_in_stages_answers_as_one_that_is_whole(staged):
     np.testing.assert_allclose(found["mood"], served.ids(**rows)["mood"], atol=1e-6)
     assert np.abs(passed["mood"] - found["mood"]).max() > 1e-3
     assert [stage.depth for stage in served.stages(exits=False)] == [2]
+
+
+def test_vectors_of_a_model_in_stages_are_those_of_the_run(staged, tmp_path):
+    model = load_model(staged, dtype="float32")
+    served = Served(model, staged.tokenizer, staged.tasks, staged.facts.pairs)
+    files = EngineFiles.model_validate(
+        write_format("openvino", served, served.stages(exits=True), tmp_path, "fp32", [])
+    )
+    assert [stage.layers for stage in files.stages] == [[0, 1], [2]]
+    written = {path.relative_to(tmp_path).as_posix(): "" for path in tmp_path.rglob("*") if path.is_file()}
+    loaded = Bundle(tmp_path, SimpleNamespace(engines={"openvino": files}, files=written))
+    engine, texts = open_engine("openvino", loaded), ["good the", "not was the plot"]
+    arrays = rows_of_texts(staged, texts)
+    rows = zip(arrays["token_ids"], arrays["segment_ids"].sum(axis=1), strict=True)
+    asked = (("layer_0", "layer_1", "next_states"), ("layer_2",))
+    wanted = Vectors((0, 1, 2), "mean", asked)
+    items, runner = (
+        [Item(key, ids[:length], None, wanted) for key, (ids, length) in enumerate(rows)],
+        Runner(engine, {}, 0),
+    )
+    early, last = (runner.run(Step(stage, items)) for stage in range(2))
+    assert [passed.goes_on for passed in (*early, *last)] == [True, True, False, False]
+    expected = Embedder(Predictor(staged.folder), [0, 1, 2], "mean").embed(texts)
+    np.testing.assert_allclose([passed.outputs[VECTOR] for passed in last], expected, atol=1e-4)
+    found = engine.run(0, arrays, ["mood", "next_states", "layer_1"])
+    np.testing.assert_array_equal(found["layer_1"], found["next_states"])
+    np.testing.assert_allclose(found["mood"], engine.run(0, arrays)["mood"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["layer_2", "pooled", "next_states"])
+def test_heads_may_not_be_called_as_what_else_graphs_give(name):
+    model = SimpleNamespace(heads={name: None}, depths=[2])
+    with pytest.raises(RunError, match=f"must not have the names of what else graphs take and give; got {name}"):
+        check_export(model, False, None)
 
 
 def test_exits_need_dev(staged, tmp_path):

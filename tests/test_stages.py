@@ -33,7 +33,7 @@ class Stages:
             StageFiles(path="", inputs=names, depth=depth, leave={} if depth == 6 else {"imdb": 0.9, "tone": 0.9})
             for names, depth in zip(inputs, (2, 4, 6), strict=True)
         ]
-        self.engine = Engine("test", stages, [lambda arrays, asked, at=at: self.run(at, arrays) for at in range(3)])
+        self.engine = Engine("test", stages, [lambda arrays, at=at: self.run(at, arrays) for at in range(3)])
 
     def run(self, stage: int, arrays: dict) -> dict:
         states = arrays["states"] if stage else arrays["token_ids"][:, :, None] + np.zeros(2, np.float32)

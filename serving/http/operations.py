@@ -1,8 +1,8 @@
 """What operators ask: is it alive, is it ready, what does it do. And the page."""
 
-import mimetypes
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -12,6 +12,7 @@ from serving.errors import NotReady
 from serving.metrics import Metrics
 from serving.models import Models
 
+TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 SAFE = {
     "content-security-policy": "default-src 'self'; base-uri 'none'; frame-ancestors 'none'; form-action 'none'",
     "x-content-type-options": "nosniff",
@@ -65,7 +66,7 @@ def _page() -> Sequence[tuple[str, bytes, str]]:
     for file in files("serving").joinpath("web").iterdir():
         if file.is_file():
             path = "/" if file.name == "index.html" else f"/web/{file.name}"
-            found.append((path, file.read_bytes(), mimetypes.guess_type(file.name)[0] or "application/octet-stream"))
+            found.append((path, file.read_bytes(), TYPES[Path(file.name).suffix]))
     return found
 
 

@@ -9,22 +9,24 @@ const COLOURS = 6; // of entities, in style.css
 const types = []; // of entities seen: a type keeps its colour
 
 const KINDS = [
-  { key: "spans", card: entities, brief: ({ spans }) => spans.map((span) => `${span.text} (${span.type})`).join(", ") || "no entity" },
-  { key: "masks", card: guesses, brief: ({ masks }) => masks.map(([best]) => best.token).join(", ") || "no [MASK]" },
-  { key: "labels", card: multilabel, brief: ({ labels }) => labels.join(", ") || "no label" },
-  { key: "label", card: classification, brief: ({ label, probabilities }) => `${label} ${show(probabilities[label], "percent")}` },
+  { key: "spans", card: entities, brief: ({ spans }) => list(spans.map((one) => `${one.text} ${one.type}`), "entity") },
+  { key: "masks", card: guesses, brief: ({ masks }) => list(masks.map(([best]) => best.token), "[MASK]") },
+  { key: "labels", card: multilabel, brief: ({ labels }) => list(labels, "label") },
+  { key: "label", card: classification, brief: (answer) => `${answer.label} ${show(share(answer), "percent")}` },
   { key: "value", slim: true, card: regression, brief: ({ value }) => show(value, "number") },
   { key: "similarity", slim: true, card: similarity, brief: ({ similarity: value }) => show(value, "number") },
   { key: "vector", slim: true, card: vector, brief: ({ vector: numbers }) => `${numbers.length} numbers` },
 ];
 const OTHER = { card: (answer) => h("pre", {}, JSON.stringify(answer, null, 1)), brief: () => "numbers" };
 
+const share = ({ label, probabilities }) => probabilities[label];
+const list = (words, name) => words.join(", ") || `no ${name}`;
 const kindOf = (answer) => KINDS.find(({ key }) => key in answer) ?? OTHER;
 
 /** The answer in a few words. */
 export const brief = (head, answer) => `${head}: ${kindOf(answer).brief(answer)}`;
 
-/** `about` is what /stats says of the head, where it does; `text` the first text, in which entities have their places. */
+/** `about` is what /stats says of the head, where it does; `text` the first text, where entities have their places. */
 export function answerCard(head, answer, text, about) {
   const { card, slim } = kindOf(answer);
   return h("article", { class: `card ${slim ? "slim" : ""}`, "data-head": head },
@@ -59,13 +61,15 @@ function bars(probabilities, chosen, tick) {
       h("span", { class: "share" }, show(probability, "percent")));
   });
   const rest = rows.filter((row) => row.hidden);
-  const toggle = rest.length > 0 && h("button", { type: "button", class: "plain", "aria-expanded": "false", onclick: (event) => {
-    const open = event.target.getAttribute("aria-expanded") === "false";
-    event.target.setAttribute("aria-expanded", open);
-    event.target.textContent = open ? "Show fewer" : `Show all ${rows.length}`;
+  const toggle = () => {
+    const open = button.getAttribute("aria-expanded") !== "true";
+    button.setAttribute("aria-expanded", open);
+    button.textContent = open ? "Show fewer" : `Show all ${rows.length}`;
     for (const row of rest) row.hidden = !open;
-  } }, `Show all ${rows.length}`);
-  return [h("ol", { class: "bars" }, rows), toggle];
+  };
+  const button = h("button", { type: "button", class: "plain", "aria-expanded": "true", onclick: toggle });
+  toggle();
+  return [h("ol", { class: "bars" }, rows), rest.length > 0 && button];
 }
 
 function entities({ spans }, text) {
@@ -99,7 +103,8 @@ function similarity({ similarity: value }) {
   return [
     h("p", { class: "big" }, show(value, "number"), " ", h("small", {}, "cosine")),
     h("div", { class: "scale", "--at": (value + 1) / 2, "aria-hidden": "true" }),
-    h("p", { class: "ends", "aria-hidden": "true" }, h("span", {}, "−1 opposite"), h("span", {}, "0"), h("span", {}, "1 the same")),
+    h("p", { class: "ends", "aria-hidden": "true" },
+      ["−1 opposite", "0", "1 the same"].map((end) => h("span", {}, end))),
   ];
 }
 
@@ -107,7 +112,7 @@ function vector({ vector: numbers }) {
   return [
     h("p", { class: "big" }, numbers.length, " ", h("small", {}, "numbers")),
     strip(numbers.slice(0, 64)),
-    h("p", { class: "numbers" }, numbers.slice(0, 6).map((number) => show(number, "signed")).join("  "), numbers.length > 6 && "  …"),
+    h("p", { class: "numbers" }, numbers.slice(0, 6).map((number) => show(number, "signed")).join(" "), " …"),
     copyButton(() => JSON.stringify(numbers), "Copy the vector"),
   ];
 }

@@ -45,7 +45,10 @@ export async function ask(path, { body, signal, waiting } = {}) {
 
 async function send(path, body, signal) {
   const key = apiKey();
-  const headers = { ...(key && { authorization: `Bearer ${key}` }), ...(body && { "content-type": "application/json" }) };
+  const headers = {
+    ...(key && { authorization: `Bearer ${key}` }),
+    ...(body && { "content-type": "application/json" }),
+  };
   try {
     return await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
   } catch (error) {

@@ -9,7 +9,8 @@ import { startTrying } from "./try.js";
 onStats((stats, error) => {
   if (stats) document.title = byId("model").textContent = stats.model;
   const ready = stats?.versions.some((version) => version.state === "AVAILABLE");
-  byId("state").textContent = ready ? "ready" : error?.status === 401 ? "key needed" : error ? "no answer" : "not ready";
+  const trouble = error?.status === 401 ? "key needed" : error ? "no answer" : "not ready";
+  byId("state").textContent = ready ? "ready" : trouble;
   byId("state").dataset.state = ready ? "good" : "bad";
 });
 startTrying();

@@ -9,7 +9,7 @@ const HEIGHT = 60;
  * The last two minutes as lines. `lines`: `{name, values}` with one value (or null) for each of `times` in seconds;
  * `unit` follows the numbers; `top` is the largest value of the scale, else the next round one.
  */
-export function chart(title, times, lines, unit = "", top = roundUp(Math.max(0, ...lines.flatMap((line) => line.values)))) {
+export function chart(title, times, lines, unit, top = roundUp(Math.max(0, ...lines.flatMap(({ values }) => values)))) {
   const x = (index) => SECONDS - (times.at(-1) - times[index]);
   const y = (value) => HEIGHT * (1 - value / top);
   const label = `${title}, last two minutes. ${lines.map((line) => inWords(line, unit)).join(" ")}`;
@@ -17,7 +17,7 @@ export function chart(title, times, lines, unit = "", top = roundUp(Math.max(0, 
     h("span", { class: "top" }, `${show(top, "number")}${unit}`),
     svg("svg", { viewBox: `0 0 ${SECONDS} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label },
       lines.map(({ values }, index) => runs(values, x, y).map((run) => [
-        index === 0 && svg("path", { class: "area", d: `M${run[0][0]} ${HEIGHT}L${run.join("L")}L${run.at(-1)[0]} ${HEIGHT}Z` }),
+        index === 0 && svg("path", { class: "area", d: `M${run.join("L")}V${HEIGHT}H${run[0][0]}Z` }),
         svg("path", { class: `line line-${index}`, d: `M${run.join("L")}h0` }), // h0: a lone point is a dot
       ]))),
     h("figcaption", {}, h("span", {}, "2 min ago"), h("span", {}, "now")));
@@ -54,5 +54,6 @@ export function strip(values) {
     const height = (Math.abs(value) / most) * 16;
     return svg("rect", { x: index * 4, y: value > 0 ? 16 - height : 16, width: 3, height });
   });
-  return svg("svg", { class: "strip", viewBox: `0 0 ${values.length * 4} 32`, preserveAspectRatio: "none", "aria-hidden": "true" }, bars);
+  const viewBox = `0 0 ${values.length * 4} 32`;
+  return svg("svg", { class: "strip", viewBox, preserveAspectRatio: "none", "aria-hidden": "true" }, bars);
 }

@@ -45,9 +45,8 @@ function freshness(error) {
   if (!error) last = new Date();
   byId("numbers").classList.toggle("stale", Boolean(error));
   byId("fresh").classList.toggle("error", Boolean(error));
-  const since = last ? `since ${last.toLocaleTimeString()}; the numbers are of then` : "yet";
-  const message = error?.status ? error.message : `The server has not answered ${since}. Asking again every second`;
-  const text = error ? `${message}.` : "";
+  const age = last ? `The numbers are of ${last.toLocaleTimeString()}` : "There are no numbers yet";
+  const text = error ? `${error.message}. ${age}; asking again every second.` : "";
   if (byId("fresh").textContent !== text) byId("fresh").textContent = text; // said once, not every second
 }
 
@@ -63,14 +62,16 @@ function tile({ title, unit, big, note, top, lines }, { now, history }) {
 }
 
 const STATES = { AVAILABLE: "good", ready: "good", LOADING: "busy", starting: "busy", UNLOADING: "busy", END: "busy" };
-const badge = (state, error) => h("span", { class: "badge", "data-state": error ? "bad" : STATES[state] ?? "bad" }, state);
+const badge = (state, error) =>
+  h("span", { class: "badge", "data-state": (!error && STATES[state]) || "bad" }, state);
 
 function card({ version, state, error, engine, precision, requests, workers, heads }) {
   return h("article", { class: "card" },
     h("header", {}, h("h3", {}, `Version ${version}`), badge(state, error)),
     error && h("p", { class: "notice error" }, error),
     h("p", { class: "quiet" }, `${engine} · ${precision} · ${show(requests, "count")} requests`),
-    h("p", { class: "chips" }, Object.entries(heads).map(([name, head]) => h("span", { class: "chip" }, `${name}: ${head.kind}`))),
+    h("p", { class: "chips" },
+      Object.entries(heads).map(([name, { kind }]) => h("span", { class: "chip" }, `${name}: ${kind}`))),
     workers.length > 0 && h("table", {},
       h("thead", {}, h("tr", {}, ["Worker", "State", "Restarts"].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, workers.map(({ pid, state: its, restarts }) =>
@@ -79,5 +80,7 @@ function card({ version, state, error, engine, precision, requests, workers, hea
 
 function duration(seconds) {
   const [days, hours, minutes] = [seconds / 86400, (seconds / 3600) % 24, (seconds / 60) % 60].map(Math.floor);
-  return days ? `${days} d ${hours} h` : hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
+  if (days) return `${days} d ${hours} h`;
+  if (hours) return `${hours} h ${minutes} min`;
+  return minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
 }

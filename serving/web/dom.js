@@ -43,7 +43,7 @@ const FORMATS = {
   percent: new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 }),
   number: new Intl.NumberFormat("en", { maximumSignificantDigits: 4 }),
   count: new Intl.NumberFormat("en", { maximumFractionDigits: 1 }),
-  signed: new Intl.NumberFormat("en", { maximumFractionDigits: 3, minimumFractionDigits: 3, signDisplay: "exceptZero" }),
+  signed: new Intl.NumberFormat("en", { minimumFractionDigits: 3, maximumFractionDigits: 3, signDisplay: "always" }),
 };
 
 /** A number as people read it, in one of the formats; a dash for null. */

@@ -64,7 +64,8 @@ function explained(texts, parts, results, targets, status) {
     const [whole, ...rest] = results.map(target.of);
     const changes = rest.map((value) => whole - value);
     const most = Math.max(...changes.map(Math.abs), 0.0005);
-    status.textContent = `${target.name} is ${show(whole, "number")}. The numbers say by how much it falls (+) or rises (−) without a word.`;
+    status.textContent = `${target.name} is ${show(whole, "number")}. ` +
+      "The numbers say by how much it falls (+) or rises (−) without a word.";
     view.replaceChildren(
       ...texts.map((text, side) => h("p", { class: "text" }, painted(text, side, parts, changes, most))),
       h("p", { class: "legend small" }, h("span", { class: "for", "--weight": 0.7 }, "speaks for it"), " ",
@@ -80,15 +81,14 @@ function explained(texts, parts, results, targets, status) {
 
 /** The text, each part in the colour of its change; text that was never left out stays plain. */
 function painted(text, side, parts, changes, most) {
-  const spans = parts.map((part, index) => {
+  const spans = [...parts.entries()].filter(([, part]) => part.side === side).map(([index, { start, end }]) => {
     const share = changes[index] / most;
     const kind = Math.abs(share) < FAINT ? "" : share > 0 ? "for" : "against";
-    const said = text.slice(part.start, part.end);
-    const word = said.trimEnd();
-    return part.side === side && [h("span", { class: kind, "--weight": Math.abs(share), title: show(changes[index], "signed") },
-      word), said.slice(word.length)];
+    const word = text.slice(start, end).trimEnd();
+    const attributes = { class: kind, "--weight": Math.abs(share), title: show(changes[index], "signed") };
+    return [h("span", attributes, word), text.slice(start + word.length, end)];
   });
-  return spans.some(Boolean) ? spans : text;
+  return spans.length ? spans : text;
 }
 
 function listed(texts, parts, changes) {

@@ -10,11 +10,11 @@ const PAIRS = ["pair", "apart"];
 
 /** Texts to begin with, each for heads that read or answer so. */
 const EXAMPLES = [
-  { name: "A review", text: "The plot drags in the middle, but the cast is wonderful and the last half hour is worth the wait." },
+  { name: "A review", text: "The plot drags, but the cast is wonderful and the last half hour is worth the wait." },
   { name: "A complaint", text: "Two hours of noise. I left before the end and I want my money back." },
-  { name: "Thanks", kind: "multilabel", text: "I can't believe you did all this for me, thank you so much! I was worried for weeks." },
-  { name: "Names", kind: "tagging", text: "🎬 Sofia Coppola filmed Lost in Translation in Tokyo, for Focus Features." },
-  { name: "A pair", reads: PAIRS, text: "A man is playing the guitar on a stage.", second: "Somebody makes music in front of people." },
+  { name: "Thanks", kind: "multilabel", text: "You did all this for me? Thank you so much! I was worried." },
+  { name: "Names", kind: "tagging", text: "🎬 Sofia Coppola filmed in Tokyo for Focus Features." },
+  { name: "A pair", reads: PAIRS, text: "A man plays the guitar on a stage.", second: "Somebody makes music." },
   { name: "A gap", reads: ["masks"], text: "The capital of France is [MASK]." },
 ];
 
@@ -102,9 +102,10 @@ const said = (seen, heard = "") => byId("said").replaceChildren(seen, heard && h
 
 function present(request, { results: [result], truncated: [truncated], model }, milliseconds, options) {
   const answers = Object.entries(result);
-  said(`${model.name} ${model.version} answered in ${show(milliseconds, "count")} ms`,
+  said(`${model.name}, version ${model.version}, answered in ${show(milliseconds, "count")} ms`,
     `: ${answers.map(([head, answer]) => brief(head, answer)).join("; ")}`);
   const command = curl("classify", request);
+  if (byId("said").getBoundingClientRect().top > innerHeight * 0.8) byId("said").scrollIntoView(); // on narrow screens
   byId("answers").replaceChildren(...[
     truncated && h("p", { class: "notice" }, "The text is longer than the model reads: it answered from a part of it."),
     ...answers.map(([head, answer]) => answerCard(head, answer, request.texts[0], heads[head])),

@@ -14,7 +14,8 @@ export function unitsOfCharacters(text) {
 /** `[start, end]` of each word, with what follows it up to the next; together they are the whole text. */
 export function words(text) {
   let end = 0;
-  const starts = [...segmenter.segment(text)].filter(({ segment }) => !BETWEEN_WORDS.test(segment)).map(({ index, segment }) => {
+  const found = [...segmenter.segment(text)].filter(({ segment }) => !BETWEEN_WORDS.test(segment));
+  const starts = found.map(({ index, segment }) => {
     const opening = OPENING.exec(text.slice(end, index))?.[1].length ?? 0;
     end = index + segment.length;
     return index - opening;
