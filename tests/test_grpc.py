@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from test_protocols import HEADS, IMDB, TOPIC, near
 from conf.errors import ConfigError
 from serving.bundle import load_bundle
 from serving.engines import Engine, open_engine
-from serving.grpc_bridge import open_grpc
+from serving.grpc_bridge import Tls, open_grpc
 from serving.http.tf_serving import described_signatures
 from serving.keys import Keys
 from serving.metrics import Metrics
@@ -261,12 +262,12 @@ def test_deadlines_and_failures_of_the_model_have_their_codes(tmp_path, caplog):
     bundle = load_bundle(write_bundle(tmp_path))
     mode = "slow"
 
-    def around(run, arrays, asked):
+    def around(run, *arguments):
         if mode == "slow":
             time.sleep(1)
         else:
             raise RuntimeError("secret detail")
-        return run(arrays, asked)
+        return run(*arguments)
 
     engine = open_engine("dummy", bundle)
     engine = replace(engine, runs=[functools.partial(around, engine.runs[0])])
@@ -308,6 +309,25 @@ def test_a_key_is_asked_for_but_not_by_health(tmp_path):
             assert health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10).status == 1  # serving
         asked = health_pb2.HealthCheckRequest(service="nothing")
         assert failing(health.Check, asked)[0] == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_tls(tmp_path):
+    files = Tls(tmp_path / "c.pem", tmp_path / "k.pem")
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    made += ["-keyout", str(files.key), "-out", str(files.certificate), "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(made, check=True, capture_output=True)
+
+    async def ask() -> str:
+        server, port = await open_grpc(None, "127.0.0.1", 0, LIMITS.body, Keys([]), files)
+        trusted = grpc.ssl_channel_credentials(files.certificate.read_bytes())
+        async with grpc.aio.secure_channel(f"localhost:{port}", trusted) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="x"), timeout=10)
+        await server.stop(0)
+        return error.value.details()
+
+    assert asyncio.run(ask()) == "no such service; got 'x'"
 
 
 def test_a_taken_port_is_said_by_key():

@@ -245,8 +245,8 @@ def test_limits_keys_and_unknown_paths_speak_each_protocols_form(tmp_path):
 
 
 KEYS = [
-    "instances", "inputs", "signature_name", "examples", "context", "texts", "texts_b", "b64", "name", "shape", "datatype",
-    "data", "outputs", "parameters", "id", "model", "input", "encoding_format", "dimensions",
+    "instances", "inputs", "signature_name", "examples", "context", "texts", "texts_b", "b64", "name", "shape",
+    "datatype", "data", "outputs", "parameters", "id", "model", "input", "encoding_format", "dimensions",
 ]  # fmt: skip
 WORDS = ["good", "", "\ud800", "texts", "texts_b", "imdb", "task_follows", "BYTES", "tiny", "base64", "\x00", "a" * 101]
 
