@@ -17,6 +17,14 @@ class Refused(ServingError):
     """The model has no answer of this kind; the message says which it has."""
 
 
+class BadRequest(ServingError):
+    """The request does not have the form of its protocol; the message names the key at fault."""
+
+
+class UnknownModel(ServingError):
+    """No model of that name is served."""
+
+
 class UnknownVersion(ServingError):
     """No such version of the model is served."""
 

@@ -1,5 +1,6 @@
 """What the model reads: texts (or pairs) as rows of token ids, with what is needed to make sense of its answers."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -7,6 +8,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from spans.tags import Word
+
+WRITTEN = re.compile(r"\S+", re.ASCII)
+"""A word as TensorFlow parts them: what stands between white space."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,17 @@ class Row:
     text: str = ""
     words: list[Word] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
+
+    def by_written_word(self, output: np.ndarray) -> np.ndarray:
+        """Of a row that is read word by word: its tokens' `output` `(length, …)` at the first token of each word that
+        white space parts, `(words, …)`; zeros for words whose first token was cut."""
+        starts = [match.start() for match in WRITTEN.finditer(self.text)]
+        place_of = {start: place for (_, start, _), place in zip(self.words, self.places, strict=True)}
+        found = np.zeros((len(starts), *output.shape[1:]), output.dtype)
+        for number, start in enumerate(starts):
+            if (place := place_of.get(start)) is not None:
+                found[number] = output[place]
+        return found
 
 
 class PaddedRows(NamedTuple):

@@ -140,7 +140,8 @@ class Service:
         timeout: float | None = None,
     ) -> list[dict[str, np.ndarray]]:  # fmt: skip
         """The model's own numbers for each text (or pair) by head, not calibrated: of a head of texts `Head.shape`
-        (`(2, dim)` for a pair that is read apart), of words or [MASK]s `(words, *shape)`. Raises as `classify`."""
+        (`(2, dim)` for a pair that is read apart), of [MASK]s `(masks, *shape)`, of the words that white space parts
+        `(words, *shape)`, as the SavedModel's signatures give them. Raises as `classify`."""
         with self._request("scores", len(texts)) as seconds:
             reads = await self._read(texts, texts_b, heads)
             found = await self._found(reads, seconds(timeout))
@@ -290,6 +291,8 @@ class Service:
         if head.level == "text":
             outputs = [each.outputs[name] for each in found]
             return outputs[0] if len(outputs) == 1 else np.stack(outputs)
+        if head.level == "token":
+            return rows[0].by_written_word(found[0].outputs[name])
         places = [each.outputs[name][row.places] for row, each in zip(rows, found, strict=True)]
         return np.concatenate(places) if places else np.zeros((0, *head.shape), np.float32)
 

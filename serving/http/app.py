@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serving.errors import EngineError, QueueFull, ServingError
-from serving.http import native, operations
+from serving.http import kserve, native, openai, operations, tf_serving
 from serving.http.errors import error_response, headers_of, message_of, status_of
 from serving.http.front import Front
 from serving.keys import Keys
@@ -34,7 +34,8 @@ def create_app(models: Models, metrics: Metrics, body_limit: int, keys: Keys) ->
     app.add_middleware(Front, keys=keys, body_limit=body_limit, full=full)
     for kind in (ServingError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _on_error)
-    for routes in (native.router(models), operations.router(models, metrics)):
+    protocols = (native, tf_serving, kserve, openai)
+    for routes in (*(each.router(models) for each in protocols), operations.router(models, metrics)):
         app.include_router(routes)
     return app
 
@@ -45,4 +46,4 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
     message = message_of(error)
     if isinstance(error, HTTPException):
         message = f"{request.method} {request.url.path}: {message}"
-    return error_response(status_of(error), message, headers_of(error))
+    return error_response(request.url.path, status_of(error), message, headers_of(error))

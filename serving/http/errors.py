@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serving.errors import (
+    BadRequest,
     DeadlineExceeded,
     EngineError,
     NotReady,
@@ -16,12 +17,16 @@ from serving.errors import (
     Refused,
     TextError,
     TooManyTexts,
+    UnknownModel,
     UnknownVersion,
 )
+from serving.http.foreign import foreign_status, form_of
 
 STATUS: dict[type[Exception], int] = {
+    UnknownModel: 404,
     UnknownVersion: 404,
     TooManyTexts: 413,
+    BadRequest: 422,
     TextError: 422,
     Refused: 422,
     RequestValidationError: 422,
@@ -70,8 +75,10 @@ def headers_of(error: Exception) -> Mapping[str, str] | None:
     return error.headers if isinstance(error, HTTPException) else None
 
 
-def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """`{"error": {"type": …, "message": …}}`."""
+def error_response(path: str, status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """`{"error": {"type": …, "message": …}}`, or the form of the protocol that the path is of."""
+    if form := form_of(path):
+        return JSONResponse(form(status, message), foreign_status(status), headers)
     content = {"error": {"type": TYPE.get(status, "bad_request"), "message": message}}
     return JSONResponse(content, status, headers)
 

@@ -67,21 +67,21 @@ class Front:
         public = path in OPEN or path == PAGE[0] or path.startswith(PAGE[1])
         if not public and not self._keys.admit(headers.get(b"authorization", b"").decode("latin-1")):
             refusal = error_response(
-                401, "a key must be given: authorization: Bearer …", {"www-authenticate": "Bearer"}
+                path, 401, "a key must be given: authorization: Bearer …", {"www-authenticate": "Bearer"}
             )
             return await refusal(scope, receive, send)
         if scope["method"] == "POST":
             try:
                 self._full()
             except QueueFull as error:
-                return await error_response(429, str(error), headers_of(error))(scope, receive, send)
+                return await error_response(path, 429, str(error), headers_of(error))(scope, receive, send)
         declared = headers.get(b"content-length", b"")
         size = int(declared) if declared.isdigit() else 0
         body = b"" if size > self._limit else await self._body(receive)
         if body is None:
             return
         if max(size, len(body)) > self._limit:
-            refusal = error_response(413, f"the body must be at most {self._limit} bytes")
+            refusal = error_response(path, 413, f"the body must be at most {self._limit} bytes")
             return await refusal(scope, receive, send)
         await _until_gone(self._app, scope, body, receive, send)
 
