@@ -37,6 +37,11 @@ class EncodeConfig(Schema):
     layers: Annotated[list[int], Field(min_length=1)]
 
 
+class GrpcConfig(Schema):
+    host: str
+    port: Port | None
+
+
 class ServeConfig(Schema):
     """`python -m serving.server`."""
 
@@ -54,6 +59,7 @@ class ServeConfig(Schema):
     batch: BatchConfig
     encode: EncodeConfig
     zmq: ZmqConfig
+    grpc: GrpcConfig
 
     def problems(self) -> list[Problem]:
         found, http = self.zmq.faults(), self.http

@@ -24,8 +24,9 @@ from serving.batcher import Batcher
 from serving.bert_as_service.bridge import ZmqBridge
 from serving.bundle import Bundle
 from serving.config import HttpConfig, ServeConfig
+from serving.grpc_bridge import Tls, open_grpc
 from serving.http.app import create_app
-from serving.keys import read_keys
+from serving.keys import Keys, read_keys
 from serving.logs import log_to_stderr
 from serving.metrics import Metrics, VersionMetrics
 from serving.models import Models
@@ -90,7 +91,11 @@ async def answer(config: ServeConfig, listener: socket.socket) -> None:
     except OSError as error:
         raise _refused(http, error) from None
     print(greeting(models.service(), listener, http.tls_certificate is not None), flush=True)
-    async with kept_current(models, config.reload), bridged(bridge, stop, http.drain):
+    async with (
+        kept_current(models, config.reload),
+        bridged(bridge, stop, http.drain),
+        grpc_beside(models, config, keys),
+    ):
         await server.serve(sockets=[listener])
     await models.close()
 
@@ -107,8 +112,8 @@ async def _bridge(models: Models, config: ServeConfig) -> ZmqBridge | None:
 
 @asynccontextmanager
 async def bridged(bridge: ZmqBridge | None, stop: Callable[[], None], drain: float) -> AsyncIterator[None]:
-    """Runs the bridge meanwhile; its end (TERMINATION, or a fault) is the server's. At the end it has `drain` seconds to
-    answer what is open."""
+    """Runs the bridge meanwhile; its end (TERMINATION, or a fault) is the server's. It has `drain` seconds to answer
+    what is open then."""
     if bridge is None:
         yield
         return
@@ -120,6 +125,20 @@ async def bridged(bridge: ZmqBridge | None, stop: Callable[[], None], drain: flo
         await asyncio.wait({task}, timeout=seconds)
     if task.done() and not task.cancelled():
         task.result()
+
+
+@asynccontextmanager
+async def grpc_beside(models: Models, config: ServeConfig, keys: Keys) -> AsyncIterator[None]:
+    """Answers gRPC meanwhile, where its port is set."""
+    if config.grpc.port is None:
+        yield
+        return
+    http = config.http
+    tls = Tls(http.tls_certificate, http.tls_key) if http.tls_certificate and http.tls_key else None
+    server, port = await open_grpc(models, config.grpc.host, config.grpc.port, config.limits.body, keys, tls)
+    print(f"gRPC: {config.grpc.host}:{port}", flush=True)
+    yield
+    await server.stop(http.drain)
 
 
 def deployed(bundle: Bundle, version: str, config: ServeConfig, metrics: Metrics) -> Service:
