@@ -389,3 +389,25 @@ def test_manifests_for_kubernetes_are_valid_and_name_what_there_is():
         for override in re.findall(r'"([a-z_.]+=[^"]*)"', file.read_text()):
             if not override.startswith("-"):
                 compose("serve", ["bundle=b", override] if "bundle=" not in override else [override], ServeConfig)
+
+
+def test_one_process_answers_http_zeromq_and_grpc_and_drains_them_all(tmp_path):
+    pytest.importorskip("tensorflow_serving", reason="needs the extra grpc")
+    import grpc
+    from bert_serving.client import BertClient
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    bundle = write_bundle(tmp_path)
+    with server_process(f"bundle={bundle}", "engine=dummy", "zmq.port=0", "grpc.port=0", allow=True) as (process, line):
+        ports = re.search(r"port=(\d+), port_out=(\d+)", line)
+        rest = [process.stdout.readline() for _ in range(3)]
+        address, target = rest[0].split()[0], rest[2].split()[1]
+        with BertClient(port=int(ports[1]), port_out=int(ports[2]), timeout=10_000, check_length=False) as client:
+            vectors = client.encode(["good film"])
+            assert vectors.tolist() == [pytest.approx([(4.75 + place + 2) / 1000 for place in range(8)])]
+        with grpc.insecure_channel(target) as channel:
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert health.status == health_pb2.HealthCheckResponse.SERVING
+        assert post(address).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0

@@ -315,11 +315,12 @@ sys.meta_path.insert(0, Blocker())
 
 
 @contextmanager
-def server_process(*overrides: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A server process and the line it prints; neither it nor its workers can import TensorFlow or training code."""
+def server_process(*overrides: str, allow: bool = False) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A server process and the line it prints; unless `allow`, neither it nor its workers can import TensorFlow or
+    training code."""
     command = [sys.executable, "-m", "serving.server", "http.port=0", "workers=1", *overrides]
     with tempfile.TemporaryDirectory() as blocker:
-        Path(blocker, "sitecustomize.py").write_text(WITHOUT_TRAINING)
+        Path(blocker, "sitecustomize.py").write_text("" if allow else WITHOUT_TRAINING)
         path = os.pathsep.join((blocker, str(ROOT)))
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, text=True,
