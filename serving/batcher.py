@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class Runs(Protocol):
-    """What the batcher needs of a worker (`serving.workers.Worker`)."""
+    """What the batcher needs of a worker (`serving.workers.Worker`); it runs `lanes` steps side by side."""
+
+    @property
+    def lanes(self) -> int: ...
 
     async def ready(self) -> None: ...
 
@@ -117,7 +120,8 @@ class Batcher:
 
     def start(self) -> None:
         """Begins to run what comes."""
-        self._drivers = [asyncio.create_task(self._drive(worker), name="batches") for worker in self.workers]
+        lanes = [worker for worker in self.workers for _ in range(worker.lanes)]
+        self._drivers = [asyncio.create_task(self._drive(worker), name="batches") for worker in lanes]
 
     async def close(self) -> None:
         """Ends it; what still waits is not run."""
@@ -143,7 +147,7 @@ class Batcher:
     def retry_after(self) -> int:
         """Seconds until there should be room."""
         answered, seconds = self._pace
-        return min(math.ceil(self.texts * seconds / (answered * len(self.workers))), 60) if answered else 1
+        return min(math.ceil(self.texts * seconds / (answered * len(self._drivers))), 60) if answered else 1
 
     async def run(self, rows: Sequence[tuple[Row, Want]], seconds: float) -> list[Found]:
         """What is found for each row, within so many seconds.
@@ -175,7 +179,7 @@ class Batcher:
         self._arrived.set()
 
     async def _drive(self, worker: Runs) -> None:
-        """Keeps a worker busy."""
+        """Keeps a lane of a worker busy."""
         while True:
             await worker.ready()
             batch = next_batch((job for job in self._waiting.values() if job.worker in (None, worker)), self.tokens)

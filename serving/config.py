@@ -49,7 +49,8 @@ class ServeConfig(Schema):
     versions: PositiveInt
     reload: PositiveFloat | None
     engine: EngineName
-    workers: PositiveInt | None
+    workers: PositiveInt
+    lanes: PositiveInt | None
     threads: PositiveInt | None
     max_length: Annotated[int, Field(ge=3)] | None
     access_log: bool

@@ -7,10 +7,12 @@ A runtime is imported by its own opener alone, so that the server runs where onl
 import functools
 import math
 import os
+import queue
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from serving.errors import EngineError
 from serving.heads import Head
 
 EngineName = Literal["auto", "openvino", "litert", "onnx", "savedmodel", "graphdef", "dummy"]
+T = TypeVar("T")
 Arrays = Mapping[str, np.ndarray]
 Outputs = frozenset[str]
 """Names of what a stage is asked for."""
@@ -35,12 +38,12 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """A bundle's model in one runtime: what runs each of its stages, for one thread at a time."""
+    """A bundle's model in one runtime: what runs each of its stages, for as many threads at a time as it has lanes."""
 
     name: str
     stages: list[StageFiles]
     runs: list[Run]
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    gate: threading.Semaphore = field(default_factory=lambda: threading.BoundedSemaphore(1))
 
     def run(self, number: int, arrays: Arrays, outputs: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """What stage `number` gives for the arrays; others than it takes are let be.
@@ -50,7 +53,7 @@ class Engine:
         """
         run = self.runs[number]
         taken: dict[str, np.ndarray] = {name: arrays[name] for name in self.stages[number].inputs}
-        with self.lock:
+        with self.gate:
             return run(taken) if outputs is None else run(taken, frozenset(outputs))
 
     def predict(self, arrays: Arrays) -> list[dict[str, np.ndarray]]:
@@ -63,6 +66,34 @@ class Engine:
         return found
 
 
+class Share(NamedTuple):
+    """Of the machine: batches that run side by side, and the threads of each (None: the runtime's own choice)."""
+
+    lanes: int
+    threads: int | None
+
+    @property
+    def all_threads(self) -> int | None:
+        return None if self.threads is None else self.lanes * self.threads
+
+
+class Pool(Generic[T]):
+    """As many of a thing as there are lanes, for one thread at a time each."""
+
+    def __init__(self, things: Iterable[T]) -> None:
+        self._idle: queue.SimpleQueue[T] = queue.SimpleQueue()
+        for thing in things:
+            self._idle.put(thing)
+
+    @contextmanager
+    def one(self) -> Iterator[T]:
+        thing = self._idle.get()
+        try:
+            yield thing
+        finally:
+            self._idle.put(thing)
+
+
 def _wanted(stage: StageFiles, names: Collection[str], asked: Outputs | None) -> list[str]:
     """The outputs that are asked for, of those that the stage gives, `names`."""
     if asked is None:
@@ -72,9 +103,9 @@ def _wanted(stage: StageFiles, names: Collection[str], asked: Outputs | None) ->
     return [name for name in names if name in asked]
 
 
-def _saved_model(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int | None) -> Run:
+def _saved_model(bundle: Bundle, stage: StageFiles, precision: Precision, share: Share) -> Run:
     """TensorFlow running the SavedModel's signatures "ids" and "layers"."""
-    tf = _tensorflow("savedmodel", threads)
+    tf = _tensorflow("savedmodel", share.all_threads)
     # The signature alone would not keep the model's variables alive.
     model = tf.saved_model.load(str(bundle.file(f"{stage.path}/saved_model.pb").parent))
     if "ids" not in model.signatures:
@@ -91,9 +122,9 @@ def _saved_model(bundle: Bundle, stage: StageFiles, precision: Precision, thread
     return run
 
 
-def _graphdef(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int | None) -> Run:
+def _graphdef(bundle: Bundle, stage: StageFiles, precision: Precision, share: Share) -> Run:
     """TensorFlow running a frozen graph, cut down to what is asked for."""
-    tf = _tensorflow("graphdef", threads)
+    tf = _tensorflow("graphdef", share.all_threads)
     graph = tf.compat.v1.GraphDef.FromString(bundle.file(stage.path).read_bytes())
     inputs = [node.name for node in graph.node if node.op == "Placeholder"]
     used = {tensor.lstrip("^").split(":")[0] for node in graph.node for tensor in node.input}
@@ -129,7 +160,7 @@ def _tensorflow(name: str, threads: int | None):
     return tf
 
 
-def _openvino(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int | None) -> Run:
+def _openvino(bundle: Bundle, stage: StageFiles, precision: Precision, share: Share) -> Run:
     """OpenVINO on the CPU. With bf16 and int8, what is not of 8 bits is computed in bfloat16 where the processor has
     it."""
     try:
@@ -142,60 +173,66 @@ def _openvino(bundle: Bundle, stage: StageFiles, precision: Precision, threads: 
         raise EngineError("engine openvino must run on a processor with bfloat16, without which bf16 is slow: "
                           "export with precision=fp32 or int8")  # fmt: skip
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision in ("bf16", "int8") and has_bf16 else "f32"}
-    settings |= {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "YES"}  # one request at a time on all threads
-    if threads is not None:
-        settings |= {"INFERENCE_NUM_THREADS": str(threads)}
+    # Kernels are kept for so many shapes: without a bound each new one would take memory for good.
+    settings |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": str(share.lanes), "CPU_RUNTIME_CACHE_CAPACITY": "64"}
+    # Threads of two processes would be pinned to the same cores.
+    settings |= {"ENABLE_CPU_PINNING": "NO"}
+    if share.all_threads is not None:
+        settings |= {"INFERENCE_NUM_THREADS": str(share.all_threads)}
     bundle.file(stage.path.replace(".xml", ".bin"))
     model = core.read_model(bundle.file(stage.path))
-    parts = _Parts(model, lambda part: core.compile_model(part, "CPU", settings).create_infer_request())
+    parts = _Parts(model, lambda part: core.compile_model(part, "CPU", settings), share.lanes)
     default, everything = tuple(_wanted(stage, parts.place_of, None)), tuple(parts.place_of)
-    requests = {default: parts.request(default)}
+    requests, compiling = {default: parts.requests(default)}, threading.Lock()
 
     def run(arrays: Arrays, asked: Outputs | None = None) -> dict[str, np.ndarray]:
         names = _wanted(stage, parts.place_of, asked)
         key = default if set(names) <= set(default) else tuple(names)
-        if key not in requests and len(requests) > 1:  # each takes as much memory: there is one for the first vectors
-            key = everything  # that are asked for, and one for all others
-        if key not in requests:
-            requests[key] = parts.request(key)
-        found = requests[key](arrays)
+        with compiling:
+            if key not in requests and len(requests) > 1:  # each takes as much memory: there is one for the first
+                key = everything  # vectors that are asked for, and one for all others
+            if key not in requests:
+                requests[key] = parts.requests(key)
+        with requests[key].one() as infer:
+            found = infer(arrays)
         return {name: found[name] for name in names}
 
     return run
 
 
 class _Parts:
-    """OpenVINO's model cut down to some of its outputs; `compiled` makes an infer request of a model."""
+    """OpenVINO's model cut down to some of its outputs, compiled by `compiled`, with an infer request for each lane."""
 
-    def __init__(self, model: Any, compiled: Callable[[Any], Any]) -> None:
-        self.model, self.compiled = model, compiled
+    def __init__(self, model: Any, compiled: Callable[[Any], Any], lanes: int) -> None:
+        self.model, self.compiled, self.lanes = model, compiled, lanes
         # One output may have two names, as `next_states` are those of a layer.
         self.place_of = {name: place for place, port in enumerate(model.outputs) for name in port.get_names()}
 
-    def request(self, names: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
+    def requests(self, names: Sequence[str]) -> Pool[Callable[[Arrays], dict[str, np.ndarray]]]:
         """What gives the named outputs, and computes nothing that they do not need."""
         import openvino
 
         places = sorted({self.place_of[name] for name in names})
         results = [self.model.outputs[place].get_node() for place in places]
-        request = self.compiled(openvino.Model(results, self.model.get_parameters(), "part"))
+        compiled = self.compiled(openvino.Model(results, self.model.get_parameters(), "part"))
 
-        def infer(arrays: Arrays) -> dict[str, np.ndarray]:
-            outputs = dict(zip(places, request.infer(dict(arrays)).values(), strict=True))
+        def infer(request: Any, arrays: Arrays) -> dict[str, np.ndarray]:
+            found = request.infer(dict(arrays), share_inputs=True, share_outputs=True)
+            outputs = dict(zip(places, found.values(), strict=True))
             # The next call writes into the same memory.
             return {name: outputs[self.place_of[name]].copy() for name in names}
 
-        return infer
+        return Pool(functools.partial(infer, compiled.create_infer_request()) for _ in range(self.lanes))
 
 
-def _onnx(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int | None) -> Run:
+def _onnx(bundle: Bundle, stage: StageFiles, precision: Precision, share: Share) -> Run:
     """ONNX Runtime on the CPU. It computes all outputs, and copies those that are asked for."""
     try:
         import onnxruntime
     except ImportError as error:
         raise EngineError(f"engine onnx needs ONNX Runtime (pip install onnxruntime): {error}") from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = share.threads or 0
     session = onnxruntime.InferenceSession(bundle.file(stage.path), options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
 
@@ -206,18 +243,20 @@ def _onnx(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int 
     return run
 
 
-def _litert(bundle: Bundle, stage: StageFiles, precision: Precision, threads: int | None) -> Run:
+def _litert(bundle: Bundle, stage: StageFiles, precision: Precision, share: Share) -> Run:
     """LiteRT on the CPU, with XNNPACK."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise EngineError(f"engine litert needs LiteRT (pip install ai-edge-litert): {error}") from error
     # It would take one.
-    interpreter = Interpreter(str(bundle.file(stage.path)), num_threads=threads or len(os.sched_getaffinity(0)))
-    answer = interpreter.get_signature_runner("serving_default")
+    threads = share.threads or len(os.sched_getaffinity(0))
+    interpreters = [Interpreter(str(bundle.file(stage.path)), num_threads=threads) for _ in range(share.lanes)]
+    runners = Pool(interpreter.get_signature_runner("serving_default") for interpreter in interpreters)
 
     def run(arrays: Arrays, asked: Outputs | None = None) -> dict[str, np.ndarray]:
-        found = answer(**arrays)
+        with runners.one() as answer:
+            found = answer(**arrays)
         return {name: found[name] for name in _wanted(stage, found, asked)}
 
     return run
@@ -246,7 +285,7 @@ def _dummy(heads: Mapping[str, Head], dim: int) -> Run:
     return run
 
 
-OPENERS: dict[str, Callable[[Bundle, StageFiles, Precision, int | None], Run]] = {
+OPENERS: dict[str, Callable[[Bundle, StageFiles, Precision, Share], Run]] = {
     "openvino": _openvino,
     "litert": _litert,
     "onnx": _onnx,
@@ -257,9 +296,9 @@ DUMMY = StageFiles(path="", inputs=["token_ids", "segment_ids"], depth=2, layers
 DUMMY_DIM = 8  # where the manifest does not say another
 
 
-def open_engine(name: EngineName, bundle: Bundle, threads: int | None = None) -> Engine:
+def open_engine(name: EngineName, bundle: Bundle, threads: int | None = None, lanes: int = 1) -> Engine:
     """The named engine with the bundle's model loaded; auto takes the first of `OPENERS` that the bundle has files for.
-    `threads` is their number, None for one a core.
+    `lanes` batches can run side by side, each by so many `threads` (None: one a core).
 
     Raises `EngineError` where the bundle has no files for it, or it cannot run here: then auto names the others.
     """
@@ -267,16 +306,17 @@ def open_engine(name: EngineName, bundle: Bundle, threads: int | None = None) ->
     chosen = exported[0] if name == "auto" and exported else name
     if chosen == "dummy":
         size = bundle.manifest.encoder
-        return Engine(chosen, [DUMMY], [_dummy(bundle.manifest.heads, size.dim if size else DUMMY_DIM)])
+        run = _dummy(bundle.manifest.heads, size.dim if size else DUMMY_DIM)
+        return Engine(chosen, [DUMMY], [run], threading.BoundedSemaphore(lanes))
     if chosen not in exported:
         options = ["auto", *exported, "dummy"] if exported else ["dummy"]
         raise EngineError(str(Problem("engine", "be one that the bundle has files for", name, options)))
     files = bundle.manifest.engines[chosen]
     try:
-        opened = [OPENERS[chosen](bundle, stage, files.precision, threads) for stage in files.stages]
+        opened = [OPENERS[chosen](bundle, stage, files.precision, Share(lanes, threads)) for stage in files.stages]
     except EngineError as error:
         if name != "auto" or exported[1:] == []:
             raise
         others = " or ".join(f"engine={other}" for other in exported[1:])
         raise EngineError(f"{error}. The bundle has others: {others}") from error
-    return Engine(chosen, files.stages, opened)
+    return Engine(chosen, files.stages, opened, threading.BoundedSemaphore(lanes))

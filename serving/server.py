@@ -150,18 +150,18 @@ def deployed(bundle: Bundle, version: str, config: ServeConfig, metrics: Metrics
             raise ConfigError([Problem("max_length", rule, config.max_length)])
         shorter = settings.model_copy(update={"max_length": config.max_length})
         bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"tokenizer": shorter}))
-    count, threads = shares(config.workers, config.threads)
-    workers = [Worker(WorkerSettings(bundle, config.engine, threads)) for _ in range(count)]
+    lanes, threads = shares(len(os.sched_getaffinity(0)), config.workers, config.lanes, config.threads)
+    workers = [Worker(WorkerSettings(bundle, config.engine, lanes, threads)) for _ in range(config.workers)]
     counts = VersionMetrics(metrics, version)
     batcher = Batcher(workers, config.batch.tokens, config.batch.queue, counts)
     return Service(bundle, version, workers, config.limits, config.encode, batcher, counts)
 
 
-def shares(workers: int | None, threads: int | None) -> tuple[int, int]:
-    """How many workers there are, and threads of each: together one a core, where nothing else is said."""
-    cores = len(os.sched_getaffinity(0))
-    count = workers or max(cores // (threads or 1), 1)
-    return count, threads or max(cores // count, 1)
+def shares(cores: int, workers: int, lanes: int | None, threads: int | None) -> tuple[int, int]:
+    """The lanes of a worker, and the threads of each: together one a core, where nothing else is said."""
+    own = max(cores // workers, 1)
+    count = lanes or min(max(own // (threads or 1), 1), 4)
+    return count, threads or max(own // count, 1)
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ import pickle
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -80,13 +80,22 @@ class Passed(NamedTuple):
 VECTOR = "vector"
 
 
+class Numbered(NamedTuple):
+    """A step, or what came of it, with the number that both have."""
+
+    number: int
+    content: Any
+
+
 @dataclass(frozen=True)
 class WorkerSettings:
-    """The first message to a worker: a checked bundle, the engine to open it by, and its threads (None: one a core)."""
+    """The first message to a worker: a checked bundle, the engine to open it by, how many batches that is to run side
+    by side, and the threads of each."""
 
     bundle: Bundle
     engine: EngineName
-    threads: int | None
+    lanes: int
+    threads: int
 
 
 class Failed(NamedTuple):

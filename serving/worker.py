@@ -9,16 +9,17 @@ import pickle
 import signal
 import socket
 import sys
+import threading
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from serving.bundle import Bundle, check_files
-from serving.engines import Engine, EngineName, open_engine
+from serving.engines import Engine, open_engine
 from serving.errors import EngineError
 from serving.rows import Row, pad
 from serving.stages import Runner, check_outputs
-from serving.steps import SIZE, Failed, Opened, Passed, Step, WorkerSettings, packed
+from serving.steps import SIZE, Failed, Numbered, Opened, Passed, Step, WorkerSettings, packed
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +35,30 @@ def main() -> None:
         bundle = settings.bundle
         try:
             check_files(bundle)
-            engine = opened(bundle, settings.engine, settings.threads)
+            engine = opened(bundle, settings)
         except Exception as error:  # of the runtime's own types too
             connection.sendall(packed(Failed(str(error))))
             return
         precision = "fp32" if engine.name == "dummy" else bundle.manifest.engines[engine.name].precision
         connection.sendall(packed(Opened(engine.name, precision, engine.stages)))
         runner = Runner(engine, bundle.manifest.heads, bundle.manifest.tokenizer.pad_id)
-        while (step := received(messages)) is not None:
-            connection.sendall(packed(answered(runner, step)))
+        reading, writing = threading.Lock(), threading.Lock()
+
+        def lane() -> None:
+            """Runs the next step, whichever it is, until the socket is closed."""
+            while True:
+                with reading:
+                    if (step := received(messages)) is None:
+                        return
+                found = packed(Numbered(step.number, answered(runner, step.content)))
+                with writing:
+                    connection.sendall(found)
+
+        threads = [threading.Thread(target=lane) for _ in range(settings.lanes)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
 
 def received(messages: BinaryIO) -> Any:
@@ -51,12 +67,12 @@ def received(messages: BinaryIO) -> Any:
     return pickle.loads(messages.read(SIZE.unpack(size)[0])) if size else None
 
 
-def opened(bundle: Bundle, name: EngineName, threads: int | None) -> Engine:
+def opened(bundle: Bundle, worker: WorkerSettings) -> Engine:
     """The engine, warm: a long and a short row went through all its stages.
 
     Raises `EngineError` where the model does not answer as its manifest says.
     """
-    engine = open_engine(name, bundle, threads)
+    engine = open_engine(worker.engine, bundle, worker.threads, worker.lanes)
     settings = bundle.manifest.tokenizer
     for length in (settings.max_length, 8):
         row = Row(np.full(length, settings.pad_id, np.int32), False)

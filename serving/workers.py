@@ -1,6 +1,7 @@
 """Worker processes from their server's side: started, asked, watched, and replaced when they end."""
 
 import asyncio
+import itertools
 import logging
 import os
 import pickle
@@ -13,7 +14,7 @@ from serving.engines import Engine
 from serving.errors import EngineError
 from serving.heads import Head
 from serving.stages import Runner
-from serving.steps import SIZE, Failed, Opened, Passed, Step, WorkerSettings, packed
+from serving.steps import SIZE, Failed, Numbered, Opened, Passed, Step, WorkerSettings, packed
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,14 @@ class Worker:
         self.process: asyncio.subprocess.Process | None = None
         self._works = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._numbers = itertools.count()
+        self._replies: dict[int, asyncio.Future[object]] = {}
+
+    @property
+    def lanes(self) -> int:
+        """Steps that can run side by side."""
+        return self.settings.lanes
 
     @property
     def is_ready(self) -> bool:
@@ -59,18 +68,21 @@ class Worker:
         await self._works.wait()
 
     async def run(self, step: Step) -> list[Passed]:
-        """What the worker found for each row of the step.
+        """What the worker found for each row of the step; `lanes` steps can run side by side.
 
         Raises `EngineError` where the model failed, `WorkerLost` where the worker did.
         """
+        number = next(self._numbers)
+        reply = self._replies[number] = asyncio.get_running_loop().create_future()
         try:
-            self._writer.write(packed(step))
+            self._writer.write(packed(Numbered(number, step)))
             await self._writer.drain()
-            found = await asyncio.wait_for(self._read(), PATIENCE)
+            found = await asyncio.wait_for(reply, PATIENCE)
         except (OSError, EOFError, TimeoutError) as error:
-            self._works.clear()
             self._kill()
             raise WorkerLost(f"worker {self.pid} was lost: {type(error).__name__}") from error
+        finally:
+            self._replies.pop(number, None)
         if isinstance(found, Failed):
             raise EngineError(found.message)
         assert isinstance(found, list)
@@ -78,10 +90,10 @@ class Worker:
 
     async def close(self) -> None:
         """Ends the process."""
-        if self._keeper:
-            self._keeper.cancel()
+        for task in filter(None, (self._keeper, self._listener)):
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._keeper
+                await task
         self._works.clear()
         if self.process:
             self._writer.close()
@@ -105,6 +117,7 @@ class Worker:
             raise EngineError(opened.message)
         assert isinstance(opened, Opened)
         self.opened = opened
+        self._listener = asyncio.create_task(self._listen(), name="replies of a worker")
         self._works.set()
 
     async def _read(self) -> object:
@@ -113,6 +126,20 @@ class Worker:
             return pickle.loads(await self._reader.readexactly(size))
         except asyncio.IncompleteReadError as error:
             raise EOFError from error
+
+    async def _listen(self) -> None:
+        """Hands replies out, until the socket closes."""
+        try:
+            while True:
+                reply = await self._read()
+                assert isinstance(reply, Numbered)
+                if (waits := self._replies.get(reply.number)) and not waits.done():
+                    waits.set_result(reply.content)
+        except (OSError, EOFError) as error:
+            self._works.clear()
+            for waits in self._replies.values():
+                if not waits.done():
+                    waits.set_exception(EOFError(str(error)))
 
     async def _keep(self) -> None:
         """Replaces the process whenever it ends."""
@@ -140,7 +167,7 @@ class Worker:
 class Local:
     """An engine of this very process in the place of a worker: for benchmarks and tests of what surrounds one."""
 
-    is_ready, restarts, pid = True, 0, os.getpid()
+    is_ready, restarts, pid, lanes = True, 0, os.getpid(), 1
 
     def __init__(self, engine: Engine, heads: Mapping[str, Head], pad_id: int) -> None:
         self.runner = Runner(engine, heads, pad_id)

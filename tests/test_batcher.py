@@ -30,6 +30,8 @@ class Slow:
         self.open, self.seen, self.forgotten = asyncio.Event(), [], []
         self.open.set()
 
+    lanes = 1
+
     async def ready(self) -> None: ...
 
     async def run(self, step: Step) -> list[Passed]:
