@@ -44,7 +44,7 @@ serve: setup $(BUNDLE)/manifest.json  ## a server for BUNDLE, and its page; with
 	$(RUN) serving.server bundle=$(BUNDLE)
 
 bundles/sample/manifest.json: runs/sample/metrics.json
-	$(RUN) bert_mtl.export run=runs/sample bundle=bundles/sample "formats=[openvino]" precision=int8
+	$(RUN) bert_mtl.export run=runs/sample bundle=bundles/sample "formats=[litert,openvino]" precision=int8
 
 runs/sample/metrics.json: | setup
 	$(RUN) bert_mtl.train task=imdb run.dir=runs/sample

@@ -21,7 +21,7 @@ from serving.bundle import Bundle, Precision, StageFiles, layer_name
 from serving.errors import EngineError
 from serving.heads import Head
 
-EngineName = Literal["auto", "openvino", "litert", "onnx", "savedmodel", "graphdef", "dummy"]
+EngineName = Literal["auto", "litert", "openvino", "onnx", "savedmodel", "graphdef", "dummy"]
 T = TypeVar("T")
 Arrays = Mapping[str, np.ndarray]
 Outputs = frozenset[str]
@@ -78,10 +78,11 @@ class Share(NamedTuple):
 
 
 class Pool(Generic[T]):
-    """As many of a thing as there are lanes, for one thread at a time each."""
+    """As many of a thing as there are lanes, for one thread at a time each: first the one that was used last, whose
+    memory is still in the caches."""
 
     def __init__(self, things: Iterable[T]) -> None:
-        self._idle: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._idle: queue.LifoQueue[T] = queue.LifoQueue()
         for thing in things:
             self._idle.put(thing)
 
@@ -163,6 +164,8 @@ def _tensorflow(name: str, threads: int | None):
 def _openvino(bundle: Bundle, stage: StageFiles, precision: Precision, share: Share) -> Run:
     """OpenVINO on the CPU. With bf16 and int8, what is not of 8 bits is computed in bfloat16 where the processor has
     it."""
+    # oneDNN below it would keep kernels of 1,024 shapes, 150 MB for nothing; it reads this as it is loaded.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     try:
         import openvino
     except ImportError as error:
@@ -286,14 +289,25 @@ def _dummy(heads: Mapping[str, Head], dim: int) -> Run:
 
 
 OPENERS: dict[str, Callable[[Bundle, StageFiles, Precision, Share], Run]] = {
-    "openvino": _openvino,
     "litert": _litert,
+    "openvino": _openvino,
     "onnx": _onnx,
     "savedmodel": _saved_model,
     "graphdef": _graphdef,
 }
 DUMMY = StageFiles(path="", inputs=["token_ids", "segment_ids"], depth=2, layers=[0, 1, 2], pooled=True)
 DUMMY_DIM = 8  # where the manifest does not say another
+
+
+def for_vectors(chosen: EngineName, opened: str, bundle: Bundle) -> EngineName | None:
+    """The engine that vectors are made by: the one that is `opened`, or where auto has chosen one that gives none, the
+    first that the bundle has files for and does; None where there is none."""
+    if opened == "dummy":
+        return "dummy"
+    engines = bundle.manifest.engines
+    able = [name for name in OPENERS if name in engines and any(stage.layers for stage in engines[name].stages)]
+    found = opened if opened in able else next(iter(able), None) if chosen == "auto" else None
+    return found  # type: ignore[return-value]  # the formats are called as their engines
 
 
 def open_engine(name: EngineName, bundle: Bundle, threads: int | None = None, lanes: int = 1) -> Engine:

@@ -4,7 +4,7 @@ With a single stage all rows are answered behind it; with several, a row leaves 
 between two stages (token states) stays here under the row's key.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +26,11 @@ class Kept(NamedTuple):
 
 
 class Runner:
-    """Takes steps of the batcher through an engine."""
+    """Takes steps of the batcher through an engine; through that of `vectors` those that want some."""
 
     def __init__(self, engine: Engine, heads: Mapping[str, Head], pad_id: int) -> None:
         self.engine, self.heads, self.pad_id = engine, heads, pad_id
+        self.vectors: Callable[[], Engine] = lambda: engine
         self.kept: dict[int, Kept] = {}
 
     def run(self, step: Step) -> list[Passed]:
@@ -69,7 +70,7 @@ class Runner:
         return Passed(sure, goes_on)
 
     def _vectors(self, step: Step, want: Vectors, arrays: Arrays) -> list[Passed]:
-        outputs = self.engine.run(step.stage, arrays, want.asked[step.stage])
+        outputs = self.vectors().run(step.stage, arrays, want.asked[step.stage])
         if not all(np.isfinite(each).all() for each in outputs.values()):
             raise EngineError("the encoder must give finite numbers; got NaN or infinity")
         return [self._pooled(step.stage, place, item, want, outputs) for place, item in enumerate(step.items)]

@@ -105,11 +105,17 @@ class Failed(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """The worker's first message: its engine answers."""
+    """The worker's first message: its engine answers.
+
+    Attributes:
+        stages: of the engine that heads answer by.
+        vectors: the engine that vectors are made by, and its stages; it is opened once it is asked. None where none is.
+    """
 
     engine: str
     precision: Precision
     stages: Sequence[StageFiles]
+    vectors: tuple[str, Sequence[StageFiles]] | None
 
 
 def packed(message: object) -> bytes:

@@ -3,6 +3,7 @@
 `serving.workers` starts it. It ends when the socket closes, so none outlives its server.
 """
 
+import functools
 import logging
 import os
 import pickle
@@ -10,12 +11,13 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from serving.bundle import Bundle, check_files
-from serving.engines import Engine, open_engine
+from serving.bundle import Bundle, StageFiles, check_files
+from serving.engines import Engine, EngineName, for_vectors, open_engine
 from serving.errors import EngineError
 from serving.rows import Row, pad
 from serving.stages import Runner, check_outputs
@@ -35,13 +37,19 @@ def main() -> None:
         bundle = settings.bundle
         try:
             check_files(bundle)
-            engine = opened(bundle, settings)
+            engine = opened(bundle, settings, settings.engine)
         except Exception as error:  # of the runtime's own types too
             connection.sendall(packed(Failed(str(error))))
             return
         precision = "fp32" if engine.name == "dummy" else bundle.manifest.engines[engine.name].precision
-        connection.sendall(packed(Opened(engine.name, precision, engine.stages)))
         runner = Runner(engine, bundle.manifest.heads, bundle.manifest.tokenizer.pad_id)
+        vectors = for_vectors(settings.engine, engine.name, bundle)
+        stages: Sequence[StageFiles] = engine.stages
+        if vectors not in (None, engine.name):
+            runner.vectors = functools.cache(lambda: opened(bundle, settings, vectors))
+            stages = bundle.manifest.engines[vectors].stages
+        told = None if vectors is None else (vectors, stages)
+        connection.sendall(packed(Opened(engine.name, precision, engine.stages, told)))
         reading, writing = threading.Lock(), threading.Lock()
 
         def lane() -> None:
@@ -67,12 +75,12 @@ def received(messages: BinaryIO) -> Any:
     return pickle.loads(messages.read(SIZE.unpack(size)[0])) if size else None
 
 
-def opened(bundle: Bundle, worker: WorkerSettings) -> Engine:
+def opened(bundle: Bundle, worker: WorkerSettings, name: EngineName) -> Engine:
     """The engine, warm: a long and a short row went through all its stages.
 
     Raises `EngineError` where the model does not answer as its manifest says.
     """
-    engine = open_engine(worker.engine, bundle, worker.threads, worker.lanes)
+    engine = open_engine(name, bundle, worker.threads, worker.lanes)
     settings = bundle.manifest.tokenizer
     for length in (settings.max_length, 8):
         row = Row(np.full(length, settings.pad_id, np.int32), False)

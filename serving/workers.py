@@ -171,7 +171,8 @@ class Local:
 
     def __init__(self, engine: Engine, heads: Mapping[str, Head], pad_id: int) -> None:
         self.runner = Runner(engine, heads, pad_id)
-        self.opened = Opened(engine.name, "fp32", engine.stages)
+        able = any(stage.layers for stage in engine.stages)
+        self.opened = Opened(engine.name, "fp32", engine.stages, (engine.name, engine.stages) if able else None)
 
     async def start(self) -> None: ...
 

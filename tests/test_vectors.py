@@ -16,7 +16,8 @@ HIGH = np.array([[0, -1], [4, -3], [2, -2]], np.float32)
 def opened(*stages: dict, name: str = "openvino") -> Opened:
     inputs = [["token_ids"], *[["states"]] * (len(stages) - 1)]
     files = [StageFiles(path="", inputs=names, **stage) for names, stage in zip(inputs, stages, strict=True)]
-    return Opened(name, "fp32", files)
+    able = any(each.layers for each in files)
+    return Opened(name, "fp32", files, (name, files) if able else None)
 
 
 STAGES = ({"depth": 2, "layers": [0, 1, 2]}, {"depth": 3, "layers": [3]}, {"depth": 4, "layers": [4], "pooled": True})
