@@ -147,7 +147,9 @@ class Models:
             for folder, mark in reversed(found):
                 if len(kept) == self.count:
                     break
-                version = next((v for v in self._versions if v.mark == mark), None)
+                # One that failed is not tried again; one that was put aside for a newer one is, where that has gone.
+                same = (v for v in self._versions if v.mark == mark and (v.state == "AVAILABLE" or v.error))
+                version = next(same, None)
                 if version is None:
                     version = Version(folder, mark, folder.name)
                     self._versions.append(version)
@@ -161,6 +163,8 @@ class Models:
                     self._end(version)
             order = {mark: place for place, (_, mark) in enumerate(found)}
             self._versions.sort(key=lambda v: (v.state == "AVAILABLE", order.get(v.mark, -1)))
+            back = {v.mark for v in kept}
+            self._versions = [v for v in self._versions if v.state != "END" or v.mark not in back]
             ended = [v for v in self._versions if v.state == "END" and v.mark not in order]
             for version in ended[:-PAST]:
                 self._versions.remove(version)
@@ -214,10 +218,10 @@ def _number(folder: Path) -> list[tuple[int, str]]:
 
 
 def _mark(folder: Path) -> str:
-    """Of the manifest's content, and of size and time of the files that it names: one that was not whole when it was
-    read is tried again once it is."""
+    """Of its name, the manifest's content, and size and time of the files that it names: one that was not whole when it
+    was read is tried again once it is."""
     content = (folder / "manifest.json").read_bytes()
-    digest = hashlib.sha256(content)
+    digest = hashlib.sha256(folder.name.encode() + b"\n" + content)
     try:
         files = sorted(json.loads(content)["files"])
     except (ValueError, KeyError, TypeError):

@@ -270,7 +270,11 @@ def test_versions_side_by_side_and_back_to_a_former_one(tmp_path):
         await told.models.start()
         assert told.states() == {"3": "AVAILABLE", "2": "AVAILABLE"}
         assert [await told.label(version) for version in (None, "2", "3")] == [("3", "c"), ("2", "b"), ("3", "c")]
+        shutil.copytree(tmp_path / "2", tmp_path / "4")  # with the times of its files
+        await told.models.reload()
+        assert await told.label() == ("4", "b")
         shutil.rmtree(tmp_path / "3")
+        shutil.rmtree(tmp_path / "4")
         await told.models.reload()
         assert await told.label() == ("2", "b")
         assert (await told.label("1"))[1] == "a"
