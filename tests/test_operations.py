@@ -156,6 +156,12 @@ def test_vectors_and_tokens_of_texts(tmp_path):
         assert tokens == [
             {"ids": [2, 6, 8, 9, 3], "tokens": ["[CLS]", "good", "film", "##s", "[SEP]"], "truncated": False}
         ]
+        theirs = {"id": 7, "texts": ["good film", "bad"], "is_tokenized": False}
+        told = httpx.post(f"{address}/encode", json=theirs).json()
+        assert (told["id"], told["status"], len(told["result"])) == (7, 200, 2)
+        assert told["result"][0] == pytest.approx(found["vectors"][0])
+        mixed = httpx.post(f"{address}/encode", json=theirs | {"texts": ["good ||| film", "bad"]})
+        assert mixed.json()["error"]["message"] == "texts must all be pairs (a ||| b) or all single texts"
         wrong = httpx.post(f"{address}/encode", json={"texts": ["good"], "layers": [3]})
         assert wrong.json()["error"]["message"] == "layers must be between -3 and 2; got 3."
 

@@ -1,11 +1,14 @@
 """The server's own requests: `/classify`, `/encode` (bert-as-service's form too) and `/tokenize`."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError, to_json
 
+from serving.bert_as_service.frames import split_pair, stack
+from serving.errors import TextError
 from serving.models import Models
 from serving.pooling import Pooling
 from serving.service import Service
@@ -39,7 +42,8 @@ class ClassifyRequest(Request):
 
 
 class EncodeRequest(Request):
-    """`id` and `is_tokenized` make it bert-as-service's: it is then answered in its form."""
+    """With an `id` it is bert-as-service's request and answered in its form: `a ||| b` is a pair, and vectors are those
+    of the server's `encode.pooling` and `encode.layers`."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["A wonderful film."], "pooling": "mean"}]})
 
@@ -50,6 +54,7 @@ class EncodeRequest(Request):
     version: str | None = None
     id: Any = None
     is_tokenized: bool = False
+    """Of bert-as-service; the texts themselves say it: they are lists of tokens then."""
 
 
 class TokenizeRequest(Request):
@@ -124,6 +129,8 @@ def router(models: Models) -> APIRouter:
     async def encode(request: EncodeRequest) -> Response:
         """Vectors of texts, pairs (with texts_b), or texts given as lists of tokens."""
         service = models.service(request.version)
+        if "id" in request.model_fields_set:
+            return _json({"id": request.id, "result": await as_bert_as_service(service, request.texts), "status": 200})
         found = await service.encode(request.texts, request.texts_b, pooling=request.pooling, layers=request.layers)
         vectors = [each.tolist() for each in found.vectors]
         return _json({"vectors": vectors, "truncated": found.truncated, "model": _model(service)})
@@ -135,6 +142,16 @@ def router(models: Models) -> APIRouter:
         return _json({"tokens": await service.tokenize(request.texts), "model": _model(service)})
 
     return routes
+
+
+async def as_bert_as_service(service: Service, texts: Sequence[Any]) -> Any:
+    """The vectors of texts or pairs in one array, as lists. Raises `TextError` where some are pairs and others not."""
+    firsts, seconds = zip(*map(split_pair, texts), strict=True) if texts else ((), ())
+    pairs = [second is not None for second in seconds]
+    if any(pairs) and not all(pairs):
+        raise TextError("texts must all be pairs (a ||| b) or all single texts")
+    found = await service.encode(firsts, seconds if any(pairs) else None)
+    return stack(found.vectors, None).tolist()
 
 
 def _model(service: Service) -> dict[str, str]:
