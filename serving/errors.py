@@ -16,6 +16,8 @@ class TooManyTexts(ServingError):
 class Refused(ServingError):
     """The model has no answer of this kind; the message says which it has."""
 
+    user_error = True
+
 
 class BadRequest(ServingError):
     """The request does not have the form of its protocol; the message names the key at fault."""

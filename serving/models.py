@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from conf.errors import Problem
+from conf.errors import ConfigError, Problem
 from serving.bundle import Bundle, BundleError, load_bundle
 from serving.errors import EngineError, NotReady, UnknownVersion
 from serving.metrics import Metrics
@@ -84,6 +84,8 @@ class Models:
             await self._update(versions_in(self.folder))
         except OSError as error:
             log.error("the folder of the bundle could not be read: %s", error)
+        except Exception:  # whatever lies there shall not end the watch
+            log.exception("the folder of the bundle could not be understood")
 
     async def watch(self, seconds: float) -> None:
         """Reloads whenever the folder has changed, for ever."""
@@ -180,7 +182,7 @@ class Models:
                 raise BundleError(f"{version.folder} must hold the model {self.name}; got {bundle.manifest.name}")
             service = self.deploy(bundle, version.version)
             await service.start()
-        except (BundleError, EngineError, OSError) as error:
+        except (BundleError, ConfigError, EngineError, OSError) as error:
             version.state, version.error = "END", str(error)
             if self.name:
                 log.error("version %s is not served: %s", version.version, error)
@@ -198,6 +200,8 @@ class Models:
         async def end() -> None:
             await service.close()
             version.state, version.service = "END", None
+            if all(each.version != version.version for each in self._available()):
+                service.metrics.forget()
             log.info("version %s has ended", version.version)
 
         version.state = "UNLOADING"
@@ -214,7 +218,7 @@ def versions_in(folder: Path) -> list[tuple[Path, str]]:
 
 def _number(folder: Path) -> list[tuple[int, str]]:
     """Orders v9 before v10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", folder.name)]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", folder.name)]
 
 
 def _mark(folder: Path) -> str:
@@ -223,7 +227,7 @@ def _mark(folder: Path) -> str:
     content = (folder / "manifest.json").read_bytes()
     digest = hashlib.sha256(folder.name.encode() + b"\n" + content)
     try:
-        files = sorted(json.loads(content)["files"])
+        files = sorted(map(str, json.loads(content)["files"]))
     except (ValueError, KeyError, TypeError):
         files = []
     for path in files:

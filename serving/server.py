@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ from serving.bundle import Bundle
 from serving.config import HttpConfig, ServeConfig
 from serving.grpc_bridge import Tls, open_grpc
 from serving.http.app import create_app
+from serving.http.wire import BoundedProtocol
 from serving.keys import Keys, read_keys
 from serving.logs import log_to_stderr
 from serving.metrics import Metrics, VersionMetrics
@@ -44,8 +46,8 @@ class AddressError(Exception):
 
     user_error = True
 
-    def __init__(self, problem: Problem, error: OSError) -> None:
-        super().__init__(f"{problem} {error.strerror}.")
+    def __init__(self, problem: Problem, error: Exception) -> None:
+        super().__init__(f"{problem} {getattr(error, 'strerror', error)}.")
 
 
 def serve(config: ServeConfig) -> None:
@@ -59,6 +61,7 @@ def serve(config: ServeConfig) -> None:
 async def answer(config: ServeConfig, listener: socket.socket) -> None:
     """Answers on the bound socket until SIGTERM or SIGINT, then drains for at most `http.drain` seconds."""
     keys, metrics = read_keys(config.http.keys), Metrics()
+    check_tls(config.http)
     if config.tracing:
         start_tracing()
     models = Models(
@@ -76,7 +79,8 @@ async def answer(config: ServeConfig, listener: socket.socket) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             app, lifespan="off", log_config=None, access_log=False, ws="none",
-            timeout_graceful_shutdown=http.drain, ssl_certfile=http.tls_certificate, ssl_keyfile=http.tls_key,
+            http=BoundedProtocol, timeout_graceful_shutdown=http.drain,
+            ssl_certfile=http.tls_certificate, ssl_keyfile=http.tls_key,
         )
     )  # fmt: skip
 
@@ -186,13 +190,24 @@ async def kept_current(models: Models, seconds: float | None) -> AsyncIterator[N
                 await task
 
 
+def check_tls(http: HttpConfig) -> None:
+    """Raises `ConfigError` where the files of TLS cannot be used, before the model is loaded."""
+    if http.tls_certificate is None or http.tls_key is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(http.tls_certificate, http.tls_key)
+    except OSError as error:  # ssl.SSLError too
+        rule = f"be the PEM file of a certificate, and http.tls_key of its key ({error})"
+        raise ConfigError([Problem("http.tls_certificate", rule, http.tls_certificate)]) from None
+
+
 def bind(http: HttpConfig) -> socket.socket:
     """A socket bound to the address but not listening yet; raises `AddressError` naming the key at fault."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:
         raise AddressError(Problem("http.host", "be an address of this machine", http.host), error) from None
     listener = socket.socket(family, kind, protocol)
     # Without it a restart fails for the minute in which the old connections linger.

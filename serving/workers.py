@@ -65,7 +65,8 @@ class Worker:
 
     async def ready(self) -> None:
         """Returns once the engine answers (again)."""
-        await self._works.wait()
+        while not self._works.is_set():  # it may have ended again before this goes on
+            await self._works.wait()
 
     async def run(self, step: Step) -> list[Passed]:
         """What the worker found for each row of the step; `lanes` steps can run side by side.
@@ -155,7 +156,7 @@ class Worker:
                 self.restarts += 1
                 try:
                     await self._open()
-                except EngineError as error:
+                except (EngineError, OSError) as error:  # OSError: no process or socket is to be had just now
                     log.error("a worker could not be replaced: %s", error)
                     pause = min(2 * pause + 0.5, LONGEST_PAUSE)
 

@@ -14,6 +14,7 @@ from serving.bundle import Bundle
 from serving.config import EncodeConfig, HttpConfig, LimitsConfig
 from serving.engines import Engine, open_engine
 from serving.http.app import create_app
+from serving.http.wire import BoundedProtocol
 from serving.keys import Keys
 from serving.metrics import Metrics, VersionMetrics
 from serving.models import Models
@@ -72,7 +73,9 @@ def running(
             models = Models(folder, 2, deploy, metrics)
             await models.start()
             app = create_app(models, metrics, limits.body, Keys(keys))
-            server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, log_level="critical"))
+            server = uvicorn.Server(
+                uvicorn.Config(app, http=BoundedProtocol, lifespan="off", log_config=None, log_level="critical")
+            )
             listener.listen()
             ready.set()
             task = asyncio.create_task(server.serve(sockets=[listener]))

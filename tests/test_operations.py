@@ -1,6 +1,8 @@
 """What operators rely on: keys, ids, room, drains, versions, lost workers, and that readiness tells the truth."""
 
 import asyncio
+import errno
+import json
 import os
 import re
 import shutil
@@ -22,11 +24,14 @@ from test_serving import Gate, dummy, server_process
 from conf.entry import compose
 from conf.errors import ConfigError
 from serving.bundle import BundleError, load_bundle
-from serving.config import ServeConfig
+from serving.config import HttpConfig, ServeConfig
 from serving.errors import NotReady, UnknownVersion
 from serving.keys import Keys, read_keys
 from serving.metrics import Metrics
 from serving.models import Models
+from serving.server import AddressError, bind, check_tls, deployed
+from serving.steps import WorkerSettings
+from serving.workers import Worker
 
 KEY = "a-key-of-20-letters-"
 
@@ -318,7 +323,101 @@ def test_without_a_version_that_answers_nothing_starts(tmp_path):
         asyncio.run(Story(tmp_path).models.start())
 
 
+def test_gauges_of_a_version_that_has_ended_are_gone(tmp_path):
+    async def story() -> None:
+        told = Story(tmp_path)
+        await told.models.start()
+        told.models.observe()
+        labelled(tmp_path / "2", "new")
+        await told.models.reload()
+        while told.states()["1"] != "END":
+            await asyncio.sleep(0.01)
+        told.models.observe()
+        ready = re.findall(r"workers_ready{.*", told.models.metrics.exposition().decode())
+        assert ready == ['workers_ready{version="2"} 1.0']
+        await told.models.close()
+
+    labelled(tmp_path / "1", "old")
+    asyncio.run(asyncio.wait_for(story(), 20))
+
+
+def test_a_version_that_the_configuration_does_not_suit_does_not_end_the_watch(tmp_path):
+    config = compose("serve", [f"bundle={tmp_path}", "engine=dummy", "max_length=8"], ServeConfig)
+
+    async def story() -> None:
+        metrics = Metrics()
+        models = Models(tmp_path, 1, lambda b, v: deployed(b, v, config, metrics), metrics)
+        await models.start()
+        watch = asyncio.create_task(models.watch(0.02))
+        shorter = labelled(tmp_path / "2", "new")
+        manifest = json.loads((shorter / "manifest.json").read_text())
+        manifest["tokenizer"]["max_length"] = 6
+        (shorter / "manifest.json").write_text(json.dumps(manifest))
+        labelled(tmp_path / "0\u00b2", "odd")  # a digit that is no number
+        while "max_length must be at most 6" not in "".join(each.error or "" for each in models.status()):
+            await asyncio.sleep(0.02)
+        assert not watch.done() and models.service().version == "1"
+        watch.cancel()
+        await models.close()
+
+    labelled(tmp_path / "1", "old")
+    asyncio.run(asyncio.wait_for(story(), 20))
+
+
 # --- processes
+
+
+def test_a_worker_is_replaced_though_no_process_was_to_be_had_at_first(tmp_path, monkeypatch):
+    start, failed = asyncio.create_subprocess_exec, []
+
+    async def scarce(*arguments: str, **more: object) -> asyncio.subprocess.Process:
+        if not failed:
+            failed.append(OSError(errno.EMFILE, "Too many open files"))
+            raise failed[0]
+        return await start(*arguments, **more)
+
+    async def story() -> None:
+        worker = Worker(WorkerSettings(load_bundle(write_bundle(tmp_path)), "dummy", 1, 1))
+        await worker.start()
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", scarce)
+        os.kill(worker.pid, signal.SIGKILL)
+        while worker.is_ready:
+            await asyncio.sleep(0.01)
+        await worker.ready()
+        assert failed and worker.restarts == 2
+        await worker.close()
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+def test_endless_heads_and_requests_that_never_come_end_their_connections(tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.http.wire.PATIENCE", 0.5)
+    with running(write_bundle(tmp_path)) as address:
+        target = ("127.0.0.1", int(address.rpartition(":")[2]))
+        with socket.create_connection(target) as endless:
+            endless.settimeout(10)
+            with pytest.raises(OSError):
+                for number in range(1000):
+                    endless.sendall(b"GET / HTTP/1.1\r\n" if not number else b"x-a: " + b"y" * 10_000 + b"\r\n")
+        for begun in (b"", b"POST /cla", b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"):
+            with socket.create_connection(target) as slow:
+                slow.settimeout(10)
+                slow.sendall(begun)
+                assert slow.recv(100) == b""
+        assert post(address).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "nowhere.invalid"])
+def test_a_host_that_is_none_is_told_by_its_key(host):
+    with pytest.raises(AddressError, match="http.host must be an address of this machine"):
+        bind(HttpConfig(host=host, port=0, drain=1, keys=None, tls_certificate=None, tls_key=None))
+
+
+def test_files_of_tls_that_are_none_are_told_by_their_key(tmp_path):
+    (tmp_path / "c.pem").write_text("no certificate")
+    files = {"tls_certificate": tmp_path / "c.pem", "tls_key": tmp_path / "c.pem"}
+    with pytest.raises(ConfigError, match="http.tls_certificate must be the PEM file"):
+        check_tls(HttpConfig(host="", port=0, drain=1, keys=None, **files))
 
 
 def test_killed_workers_are_replaced_and_no_request_is_lost(tmp_path):
