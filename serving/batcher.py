@@ -25,10 +25,14 @@ log = logging.getLogger(__name__)
 
 
 class Runs(Protocol):
-    """What the batcher needs of a worker (`serving.workers.Worker`); it runs `lanes` steps side by side."""
+    """What the batcher needs of a worker (`serving.workers.Worker`); it runs `lanes` steps side by side, and has lost
+    what it kept whenever `restarts` has grown."""
 
     @property
     def lanes(self) -> int: ...
+
+    @property
+    def restarts(self) -> int: ...
 
     async def ready(self) -> None: ...
 
@@ -108,6 +112,7 @@ class Batcher:
         self._pace = np.zeros(2)  # rows answered and seconds of a batch, as of late
         self._waiting: dict[int, Job] = {}
         self._forgotten: dict[Runs, list[int]] = {worker: [] for worker in workers}
+        self._restarts = {worker: worker.restarts for worker in workers}
         self._keys = itertools.count()
         self._clock = 0.0
         self._arrived = asyncio.Event()
@@ -182,6 +187,9 @@ class Batcher:
         """Keeps a lane of a worker busy."""
         while True:
             await worker.ready()
+            if worker.restarts != self._restarts[worker]:  # it may have ended between two steps
+                self._restarts[worker] = worker.restarts
+                self._free(worker)
             batch = next_batch((job for job in self._waiting.values() if job.worker in (None, worker)), self.tokens)
             if not batch:
                 self._arrived.clear()
@@ -205,10 +213,12 @@ class Batcher:
             return self._lost(worker, batch, error)
         except EngineError as error:
             if len(batch) == 1:
+                self._forget(worker, batch)
                 return self._fail(batch, error)
             log.warning("a batch of %d rows failed, so each is run alone: %s", len(batch), error)
             for job in batch:
                 job.alone = True
+            self._forget(worker, [job for job in batch if job.request.done.done()])
             return self._wait([job for job in batch if not job.request.done.done()])
         self._measure(batch, found, time.perf_counter() - began)
         for job, passed in zip(batch, found, strict=True):
@@ -241,10 +251,19 @@ class Batcher:
         self._fail([job for job in batch if job.lost], EngineError("two workers ended while they had the text"))
         for job in again:
             job.lost = job.alone = True
-        for job in (*again, *(job for job in self._waiting.values() if job.worker is worker)):
             job.back()
-        self._forgotten[worker].clear()
+        self._free(worker)
         self._wait([job for job in again if not job.request.done.done()])
+
+    def _free(self, worker: Runs) -> None:
+        """Sends rows whose states a worker kept that has ended back to the start."""
+        for job in self._waiting.values():
+            if job.worker is worker:
+                job.back()
+        self._forgotten[worker].clear()
+
+    def _forget(self, worker: Runs, batch: Sequence[Job]) -> None:
+        self._forgotten[worker] += [job.key for job in batch if job.worker]
 
     def _measure(self, batch: Sequence[Job], found: Sequence[Passed], seconds: float) -> None:
         tokens, longest = sum(job.length for job in batch), max(job.length for job in batch)

@@ -26,6 +26,8 @@ def plan(manifest: Manifest, opened: Opened, layers: Sequence[int], pooling: Poo
         raise Refused(str(Problem("layers", "name at least one", list(layers))))
     if strange := [number for number in layers if not -count <= number < count]:
         raise Refused(str(Problem("layers", f"be between {-count} and {count - 1}", strange[0])))
+    if len(layers) > count:  # each takes memory for all tokens, named twice or not
+        raise Refused(str(Problem("layers", f"be at most {count}", len(layers))))
     numbers = [] if pooling == "cls_pooled" else [number % count for number in layers]
     needed = {*map(layer_name, numbers)} or {"pooled"}
     asked = [[name for name in stage.vectors if name in needed] for stage in stages]

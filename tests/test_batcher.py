@@ -30,7 +30,7 @@ class Slow:
         self.open, self.seen, self.forgotten = asyncio.Event(), [], []
         self.open.set()
 
-    lanes = 1
+    lanes, restarts = 1, 0
 
     async def ready(self) -> None: ...
 
@@ -228,3 +228,37 @@ def test_batches_are_counted_with_their_padding():
     text = metrics.exposition().decode()
     for name, value in {"batches": 1, "batch_rows": 2, "batch_tokens": 39, "batch_area_tokens": 40}.items():
         assert f'bert_mtl_{name}_total{{stage="0",version="7"}} {value}.0' in text
+
+
+def test_rows_whose_worker_ended_between_two_steps_start_anew():
+    class Forgetful(Slow):
+        """Ends once it has answered the first step."""
+
+        async def run(self, step: Step) -> list[Passed]:
+            if step.stage and len(self.seen) == 1:
+                raise EngineError("it has no states")
+            found = await super().run(step)
+            self.restarts = 1
+            return found
+
+    async def story(batcher: Batcher, workers: list[Slow]) -> None:
+        assert await asked(batcher, 1, 2) == [1, 2]
+        assert workers[0].seen == [(0, [1, 2]), (0, [1, 2]), (1, [1, 2])]
+
+    tried(story, Forgetful(stages=2))
+
+
+def test_states_of_rows_that_failed_are_forgotten():
+    def fault(numbers: list[int]) -> None:
+        if worker.seen[-1] == (1, [1]):
+            raise EngineError("bad")
+
+    worker = Slow(fault, stages=3)
+
+    async def story(batcher: Batcher, workers: list[Slow]) -> None:
+        with pytest.raises(EngineError, match="bad"):
+            await asked(batcher, 1)
+        assert await asked(batcher, 2) == [2]
+        assert worker.forgotten == [0]
+
+    tried(story, worker)

@@ -47,6 +47,7 @@ def test_vectors_follow_the_order_of_the_layers_that_were_asked_for(tmp_path):
     [
         ({"layers": [0, 1, 2]}, [3], "layers must be between -3 and 2; got 3"),
         ({"layers": [0, 1, 2]}, [-4], "layers must be between -3 and 2; got -4"),
+        ({"layers": [0, 1, 2]}, [-1] * 1000, "layers must be at most 3; got 1000"),
         ({"layers": [0, 1, 2]}, [], "layers must name at least one"),
         ({}, [-1], "the bundle is of before vectors could be made: export the run again"),
     ],

@@ -21,6 +21,7 @@ from test_bundle import write_bundle
 
 from conf.errors import validate
 from serving.bert_as_service import frames
+from serving.bert_as_service.answers import TextVectors
 from serving.bert_as_service.bridge import ZmqBridge
 from serving.bert_as_service.config import ZmqConfig
 from serving.bert_as_service.outbox import Held, Reply
@@ -733,3 +734,24 @@ def test_the_statistic_counts_as_the_original_in_bounded_memory():
     assert (told["num_total_client"], told["num_active_client"]) == (3001, 499)
     assert (told["max_size_per_request"], told["max_request_per_client"]) == (3000, 1)
     assert (len(statistic._clients), len(statistic._sizes)) == (500, 1000)
+
+
+def test_a_version_that_ends_while_a_request_waits_for_room_is_not_asked(tmp_path):
+    """It would not answer any more."""
+
+    async def story() -> None:
+        old, new = (local_service(load_bundle(write_bundle(tmp_path / name)), queue=1) for name in ("old", "new"))
+        for service in (old, new):
+            await service.start()
+        models = SimpleNamespace(service=lambda: served)
+        served = old
+        with old.batcher.permit(1):
+            asked = asyncio.create_task(TextVectors(models, validate(SETTINGS, ZmqConfig)).of(["good"]))
+            await asyncio.sleep(0.05)
+            served = new
+            await old.close()
+        vectors, _ = await asyncio.wait_for(asked, 5)
+        assert vectors.shape == (1, 8)
+        await new.close()
+
+    asyncio.run(story())

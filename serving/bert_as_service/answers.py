@@ -62,11 +62,11 @@ class TextVectors:
 
     async def _found(self, service: Service, pairs: Sequence[Pair]) -> list[Found] | None:
         """What is found for the texts, piece by piece; None where another version has come in between: an answer shall
-        be of one version, and this one may be gone."""
+        be of one version, and this one may be gone, even before the first piece."""
         found: dict[int, Found] = {}
         for piece in self._pieces(pairs):
             await self._room(service)
-            if found and self._models.service() is not service:
+            if self._models.service() is not service:
                 return None
             try:
                 answers = await self._ask(service, [pairs[index] for index in piece])
