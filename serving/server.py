@@ -84,8 +84,11 @@ async def answer(config: ServeConfig, listener: socket.socket) -> None:
         )
     )  # fmt: skip
 
+    ending = asyncio.Event()
+
     def stop(*_: object) -> None:
         server.should_exit = True
+        ending.set()  # so that all protocols drain at the same time
 
     # uvicorn raises the signals it drained on once more at its end; with this handler that leaves exit code 0.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,10 +100,11 @@ async def answer(config: ServeConfig, listener: socket.socket) -> None:
     print(greeting(models.service(), listener, http.tls_certificate is not None), flush=True)
     async with (
         kept_current(models, config.reload),
-        bridged(bridge, stop, http.drain),
-        grpc_beside(models, config, keys),
+        bridged(bridge, ending, stop, http.drain),
+        grpc_beside(models, config, keys, ending),
     ):
         await server.serve(sockets=[listener])
+        ending.set()
     await models.close()
 
 
@@ -115,25 +119,33 @@ async def _bridge(models: Models, config: ServeConfig) -> ZmqBridge | None:
 
 
 @asynccontextmanager
-async def bridged(bridge: ZmqBridge | None, stop: Callable[[], None], drain: float) -> AsyncIterator[None]:
-    """Runs the bridge meanwhile; its end (TERMINATION, or a fault) is the server's. It has `drain` seconds to answer
-    what is open then."""
+async def bridged(
+    bridge: ZmqBridge | None, ending: asyncio.Event, stop: Callable[[], None], drain: float
+) -> AsyncIterator[None]:
+    """Runs the bridge meanwhile; its end (TERMINATION, or a fault) is the server's. From `ending` on it has `drain`
+    seconds to answer what is open."""
     if bridge is None:
         yield
         return
     task = asyncio.create_task(bridge.run(), name="zmq")
     task.add_done_callback(lambda _: stop())
+
+    async def end() -> None:
+        await ending.wait()
+        for seconds in (drain, 1.0):
+            task.cancel()
+            await asyncio.wait({task}, timeout=seconds)
+
+    ended = asyncio.create_task(end())
     yield
-    for seconds in (drain, 1.0):
-        task.cancel()
-        await asyncio.wait({task}, timeout=seconds)
+    await ended
     if task.done() and not task.cancelled():
         task.result()
 
 
 @asynccontextmanager
-async def grpc_beside(models: Models, config: ServeConfig, keys: Keys) -> AsyncIterator[None]:
-    """Answers gRPC meanwhile, where its port is set."""
+async def grpc_beside(models: Models, config: ServeConfig, keys: Keys, ending: asyncio.Event) -> AsyncIterator[None]:
+    """Answers gRPC meanwhile, where its port is set; from `ending` on only what is open."""
     if config.grpc.port is None:
         yield
         return
@@ -141,21 +153,30 @@ async def grpc_beside(models: Models, config: ServeConfig, keys: Keys) -> AsyncI
     tls = Tls(http.tls_certificate, http.tls_key) if http.tls_certificate and http.tls_key else None
     server, port = await open_grpc(models, config.grpc.host, config.grpc.port, config.limits.body, keys, tls)
     print(f"gRPC: {config.grpc.host}:{port}", flush=True)
+
+    async def end() -> None:
+        await ending.wait()
+        await server.stop(http.drain)
+
+    ended = asyncio.create_task(end())
     yield
-    await server.stop(http.drain)
+    await ended
 
 
 def deployed(bundle: Bundle, version: str, config: ServeConfig, metrics: Metrics) -> Service:
     """The service of a bundle, not started yet."""
-    settings = bundle.manifest.tokenizer
+    tokenizer = bundle.manifest.tokenizer
     if config.max_length is not None:
-        if config.max_length > settings.max_length:
-            rule = f"be at most {settings.max_length}, which the model reads"
+        if config.max_length > tokenizer.max_length:
+            rule = f"be at most {tokenizer.max_length}, which the model reads"
             raise ConfigError([Problem("max_length", rule, config.max_length)])
-        shorter = settings.model_copy(update={"max_length": config.max_length})
+        shorter = tokenizer.model_copy(update={"max_length": config.max_length})
         bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"tokenizer": shorter}))
     lanes, threads = shares(len(os.sched_getaffinity(0)), config.workers, config.lanes, config.threads)
-    workers = [Worker(WorkerSettings(bundle, config.engine, lanes, threads)) for _ in range(config.workers)]
+    workers = [
+        Worker(WorkerSettings(bundle, config.engine, lanes, threads), config.limits.timeout)
+        for _ in range(config.workers)
+    ]
     counts = VersionMetrics(metrics, version)
     batcher = Batcher(workers, config.batch.tokens, config.batch.queue, counts)
     return Service(bundle, version, workers, config.limits, config.encode, batcher, counts)

@@ -155,11 +155,12 @@ class Service:
 
     async def encode(
         self, texts: Sequence[Text], texts_b: Sequence[Text] | None = None, *, pooling: Pooling | None = None,
-        layers: Sequence[int] | None = None, timeout: float | None = None,
+        layers: Sequence[int] | None = None, timeout: float | None = None, limit: int | None = None,
     ) -> Encoded:  # fmt: skip
         """Vectors of texts or pairs; `layers` (0: embeddings, -1: the last) side by side.
 
-        Raises `Refused` for what the model does not have, else as `classify`.
+        Raises `Refused` for what the model does not have, `TooManyTexts` where pooling none would give more than
+        `limit` bytes, else as `classify`.
         """
         layers = self._encode.layers if layers is None else layers
         want = plan(self.manifest, self.workers[0].opened, layers, pooling or self._encode.pooling)
@@ -167,6 +168,10 @@ class Service:
             self._check(texts, texts_b)
             with span("tokenize", texts=len(texts)):
                 rows = await self._aside(texts, self._tokenizer.rows, texts, texts_b)
+            size = self.manifest.encoder.dim if self.manifest.encoder else 0
+            tokens = sum(len(row.ids) for row in rows) if want.pooling == "none" else 0
+            if limit is not None and (needed := 4 * size * len(want.layers) * tokens) > limit:
+                raise TooManyTexts(f"vectors of all tokens must have at most {limit} bytes; these would have {needed}")
             found = await self._run([(row, want) for row in rows], seconds(timeout))
             vectors = [each.outputs[VECTOR] for each in found]
             return Encoded(vectors, [row.ids.tolist() for row in rows], [row.truncated for row in rows])

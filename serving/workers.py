@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 
 START = 120.0
 """Seconds that an engine gets to open."""
-PATIENCE = 120.0
-"""Seconds after which a worker that does not answer a step is taken for lost."""
 LONGEST_PAUSE = 10.0
 """Seconds between two attempts to replace a worker, at most."""
 
@@ -31,10 +29,14 @@ class WorkerLost(Exception):
 
 
 class Worker:
-    """One worker. Between `start` and `close` there is a process, or one is on its way."""
+    """One worker. Between `start` and `close` there is a process, or one is on its way.
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        self.settings = settings
+    Args:
+        patience: seconds after which one that does not answer a step is taken for lost.
+    """
+
+    def __init__(self, settings: WorkerSettings, patience: float) -> None:
+        self.settings, self.patience = settings, patience
         self.restarts = 0
         self.opened: Opened
         self.process: asyncio.subprocess.Process | None = None
@@ -78,7 +80,7 @@ class Worker:
         try:
             self._writer.write(packed(Numbered(number, step)))
             await self._writer.drain()
-            found = await asyncio.wait_for(reply, PATIENCE)
+            found = await asyncio.wait_for(reply, self.patience)
         except (OSError, EOFError, TimeoutError) as error:
             self._kill()
             raise WorkerLost(f"worker {self.pid} was lost: {type(error).__name__}") from error

@@ -149,7 +149,7 @@ def test_heads_and_versions_can_be_chosen(tmp_path):
 
 
 def test_vectors_and_tokens_of_texts(tmp_path):
-    with running(write_bundle(tmp_path)) as address:
+    with running(edit_manifest(write_bundle(tmp_path), encoder={"dim": 8, "layers": 2})) as address:
         # The dummy's states: [CLS] 2, good 6, film 8, [SEP] 3, each plus its place and 2 for the layer, by 1,000.
         found = httpx.post(f"{address}/encode", json={"texts": ["good film", "a a a a a a a"]}).json()
         assert found["vectors"][0] == pytest.approx([(4.75 + place + 2) / 1000 for place in range(8)])
@@ -157,6 +157,10 @@ def test_vectors_and_tokens_of_texts(tmp_path):
         one = {"texts": [["good", "films"]], "pooling": "none", "layers": [0]}
         states = httpx.post(f"{address}/encode", json=one).json()["vectors"][0]
         assert [state[0] for state in states] == pytest.approx([0.002, 0.006, 0.001, 0.003])  # films is not known
+        # 40 texts of 8 tokens of 8 numbers of 4 bytes; the limit of the body here is 10,000
+        many = httpx.post(f"{address}/encode", json={"texts": ["a a a a a a a"] * 40, "pooling": "none"})
+        message = "vectors of all tokens must have at most 10000 bytes; these would have 10240"
+        assert (many.status_code, many.json()["error"]["message"]) == (413, message)
         tokens = httpx.post(f"{address}/tokenize", json={"texts": ["Good films"]}).json()["tokens"]
         assert tokens == [
             {"ids": [2, 6, 8, 9, 3], "tokens": ["[CLS]", "good", "film", "##s", "[SEP]"], "truncated": False}
@@ -377,7 +381,7 @@ def test_a_worker_is_replaced_though_no_process_was_to_be_had_at_first(tmp_path,
         return await start(*arguments, **more)
 
     async def story() -> None:
-        worker = Worker(WorkerSettings(load_bundle(write_bundle(tmp_path)), "dummy", 1, 1))
+        worker = Worker(WorkerSettings(load_bundle(write_bundle(tmp_path)), "dummy", 1, 1), 10.0)
         await worker.start()
         monkeypatch.setattr(asyncio, "create_subprocess_exec", scarce)
         os.kill(worker.pid, signal.SIGKILL)

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 
 def create_app(models: Models, metrics: Metrics, body_limit: int, keys: Keys) -> FastAPI:
-    """The application; its OpenAPI is at `/docs`. `body_limit` is in bytes."""
+    """The application; its OpenAPI is at `/docs`. `body_limit` is in bytes, of a request
+    and of the numbers of vectors."""
     app = FastAPI(title="bert_mtl", description="Answers of one model to texts, in several protocols.")
 
     def full() -> None:
@@ -34,8 +35,9 @@ def create_app(models: Models, metrics: Metrics, body_limit: int, keys: Keys) ->
     app.add_middleware(Front, keys=keys, body_limit=body_limit, full=full)
     for kind in (ServingError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _on_error)
-    protocols = (native, tf_serving, kserve, openai)
-    for routes in (*(each.router(models) for each in protocols), operations.router(models, metrics)):
+    protocols = (tf_serving, kserve, openai)
+    own = native.router(models, body_limit), operations.router(models, metrics)
+    for routes in (*own, *(each.router(models) for each in protocols)):
         app.include_router(routes)
     return app
 

@@ -114,8 +114,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(models: Models) -> APIRouter:
-    """The routes; the answers are written as they are, without being checked once more."""
+def router(models: Models, limit: int) -> APIRouter:
+    """The routes; the answers are written as they are, without being checked once more. `limit` is how many bytes (of
+    float32) the numbers of `/encode` may have."""
     routes = APIRouter(tags=["bert_mtl"], responses=ERRORS)
 
     @routes.post("/classify", response_model=ClassifyResponse)
@@ -130,8 +131,12 @@ def router(models: Models) -> APIRouter:
         """Vectors of texts, pairs (with texts_b), or texts given as lists of tokens."""
         service = models.service(request.version)
         if "id" in request.model_fields_set:
-            return _json({"id": request.id, "result": await as_bert_as_service(service, request.texts), "status": 200})
-        found = await service.encode(request.texts, request.texts_b, pooling=request.pooling, layers=request.layers)
+            return _json(
+                {"id": request.id, "result": await as_bert_as_service(service, request.texts, limit), "status": 200}
+            )
+        found = await service.encode(
+            request.texts, request.texts_b, pooling=request.pooling, layers=request.layers, limit=limit
+        )
         vectors = [each.tolist() for each in found.vectors]
         return _json({"vectors": vectors, "truncated": found.truncated, "model": _model(service)})
 
@@ -144,13 +149,13 @@ def router(models: Models) -> APIRouter:
     return routes
 
 
-async def as_bert_as_service(service: Service, texts: Sequence[Any]) -> Any:
+async def as_bert_as_service(service: Service, texts: Sequence[Any], limit: int) -> Any:
     """The vectors of texts or pairs in one array, as lists. Raises `TextError` where some are pairs and others not."""
     firsts, seconds = zip(*map(split_pair, texts), strict=True) if texts else ((), ())
     pairs = [second is not None for second in seconds]
     if any(pairs) and not all(pairs):
         raise TextError("texts must all be pairs (a ||| b) or all single texts")
-    found = await service.encode(firsts, seconds if any(pairs) else None)
+    found = await service.encode(firsts, seconds if any(pairs) else None, limit=limit)
     return stack(found.vectors, None).tolist()
 
 
