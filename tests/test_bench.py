@@ -261,11 +261,10 @@ def test_packages_that_are_missing_are_named_with_their_extra(server, monkeypatc
     assert server.asked == []
 
 
-@pytest.mark.parametrize("end", ["svg", "png"])
-def test_a_plot_is_written(server, tmp_path, end):
+def test_a_plot_is_written(server, tmp_path):
     pytest.importorskip("matplotlib")
-    run(server, "clients=[1,2]", "growth=0", f"plot={tmp_path}/a.{end}")
-    assert (tmp_path / f"a.{end}").read_bytes()[:5] in (b"<?xml", b"\x89PNG\r")
+    run(server, "clients=[1,2]", "growth=0", f"plot={tmp_path}/a.svg")
+    assert (tmp_path / "a.svg").read_bytes()[:5] == b"<?xml"
 
 
 def test_wrong_keys_are_told_together():
