@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,5 +180,5 @@ class VersionMetrics:
         """Takes the gauges of a version that has gone off the list."""
         metrics = self.metrics
         for gauge in (metrics.queue_texts, metrics.queue_tokens, metrics.ready, metrics.restarts):
-            if (self.version,) in gauge._metrics:
+            with suppress(KeyError):  # it was never set
                 gauge.remove(self.version)

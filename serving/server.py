@@ -97,12 +97,12 @@ async def answer(config: ServeConfig, listener: socket.socket) -> None:
         listener.listen(1024)
     except OSError as error:
         raise _refused(http, error) from None
-    print(greeting(models.service(), listener, http.tls_certificate is not None), flush=True)
     async with (
         kept_current(models, config.reload),
         bridged(bridge, ending, stop, http.drain),
         grpc_beside(models, config, keys, ending),
     ):
+        print(greeting(models.service(), listener, http.tls_certificate is not None), flush=True)
         await server.serve(sockets=[listener])
         ending.set()
     await models.close()

@@ -163,8 +163,8 @@ class Service:
         `limit` bytes, else as `classify`.
         """
         layers = self._encode.layers if layers is None else layers
-        want = plan(self.manifest, self.workers[0].opened, layers, pooling or self._encode.pooling)
         with self._request("encode", len(texts)) as seconds:
+            want = plan(self.manifest, self.workers[0].opened, layers, pooling or self._encode.pooling)
             self._check(texts, texts_b)
             with span("tokenize", texts=len(texts)):
                 rows = await self._aside(texts, self._tokenizer.rows, texts, texts_b)

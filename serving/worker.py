@@ -5,13 +5,12 @@
 
 import functools
 import logging
-import os
 import pickle
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from serving.bundle import Bundle, StageFiles, check_files
 from serving.engines import Engine, EngineName, for_vectors, open_engine
 from serving.errors import EngineError
+from serving.logs import log_to_stderr
 from serving.rows import Row, pad
 from serving.stages import Runner, check_outputs
 from serving.steps import SIZE, Failed, Numbered, Opened, Passed, Step, WorkerSettings, packed
@@ -46,7 +46,7 @@ def main() -> None:
         vectors = for_vectors(settings.engine, engine.name, bundle)
         stages: Sequence[StageFiles] = engine.stages
         if vectors not in (None, engine.name):
-            runner.vectors = functools.cache(lambda: opened(bundle, settings, vectors))
+            runner.vectors = once(lambda: opened(bundle, settings, vectors))
             stages = bundle.manifest.engines[vectors].stages
         told = None if vectors is None else (vectors, stages)
         connection.sendall(packed(Opened(engine.name, precision, engine.stages, told)))
@@ -67,6 +67,17 @@ def main() -> None:
             thread.start()
         for thread in threads:
             thread.join()
+
+
+def once(make: Callable[[], Engine]) -> Callable[[], Engine]:
+    """Makes an engine when it is first asked for: one, however many lanes ask at once."""
+    made, making = functools.cache(make), threading.Lock()
+
+    def get() -> Engine:
+        with making:
+            return made()
+
+    return get
 
 
 def received(messages: BinaryIO) -> Any:
@@ -101,5 +112,5 @@ def answered(runner: Runner, step: Step) -> list[Passed] | Failed:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format=f"worker {os.getpid()}: %(message)s")
+    log_to_stderr(requests=False)
     main()

@@ -514,7 +514,7 @@ def test_one_process_answers_http_zeromq_and_grpc_and_drains_them_all(tmp_path):
     with server_process(f"bundle={bundle}", "engine=dummy", "zmq.port=0", "grpc.port=0", allow=True) as (process, line):
         ports = re.search(r"port=(\d+), port_out=(\d+)", line)
         rest = [process.stdout.readline() for _ in range(3)]
-        address, target = rest[0].split()[0], rest[2].split()[1]
+        address, target = rest[1].split()[0], rest[0].split()[1]
         with BertClient(port=int(ports[1]), port_out=int(ports[2]), timeout=10_000, check_length=False) as client:
             vectors = client.encode(["good film"])
             assert vectors.tolist() == [pytest.approx([(4.75 + place + 2) / 1000 for place in range(8)])]

@@ -1,6 +1,8 @@
 """Rows through an engine's stages: batches, who leaves when, and that nobody's answer depends on company."""
 
 import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from serving.heads import Classification
 from serving.metrics import Metrics, VersionMetrics
 from serving.rows import Row
 from serving.steps import Heads
+from serving.worker import once
 from serving.workers import Local
 
 HEADS = {name: Classification(**head("classification", [2], labels=["neg", "pos"])) for name in ("imdb", "tone")}
@@ -88,3 +91,17 @@ def test_a_stage_that_answers_otherwise_than_its_manifest_says_is_refused():
     stages = Stages({"imdb": [[], [], []]})
     with pytest.raises(EngineError, match="must have an output for head tone; it has imdb, next_states"):
         stages.answer(rows_of(2), 8)
+
+
+def test_an_engine_that_two_lanes_ask_for_at_once_is_made_once():
+    made = []
+
+    def make() -> object:
+        time.sleep(0.05)
+        made.append(object())
+        return made[-1]
+
+    get = once(make)
+    with ThreadPoolExecutor(2) as lanes:
+        found = list(lanes.map(lambda _: get(), range(2)))
+    assert len(made) == 1 and found == made * 2

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 
 def create_app(models: Models, metrics: Metrics, body_limit: int, keys: Keys) -> FastAPI:
-    """The application; its OpenAPI is at `/docs`. `body_limit` is in bytes, of a request
-    and of the numbers of vectors."""
+    """The application; its OpenAPI is at `/docs`. `body_limit` is in bytes, of a request and of the
+    numbers of vectors."""
     app = FastAPI(title="bert_mtl", description="Answers of one model to texts, in several protocols.")
 
     def full() -> None:

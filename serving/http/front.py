@@ -14,8 +14,9 @@ from serving.http.errors import error_response, headers_of
 from serving.keys import Keys
 
 OPEN = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
-"""Paths that need no key: those of probes, and the page's own files."""
+"""Paths of probes, which need no key."""
 PAGE = ("/", "/web/")
+"""The page and the files below, which need none either."""
 ID = b"x-request-id"
 
 log = logging.getLogger("serving.access")
