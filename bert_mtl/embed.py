@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from rich.progress import track
 
-from bert_mtl.config import EmbedConfig
+from bert_mtl.commands import EmbedConfig
 from bert_mtl.multitask import model_inputs
 from bert_mtl.pooling import mean_states, states_at
 from bert_mtl.predict import CHUNK, TEXTS_DIR, Predictor

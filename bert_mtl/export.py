@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from bert_mtl.config import ExportConfig
+from bert_mtl.commands import ExportConfig
 from bert_mtl.formats import Arrays, write_format
 from bert_mtl.gates import Exported, answers_of, check, judged, rows_of
 from bert_mtl.input_pipeline import Pipeline

@@ -10,7 +10,7 @@ import numpy as np
 from rich.progress import track
 
 from bert_mtl.answers import labelled
-from bert_mtl.config import PredictConfig
+from bert_mtl.commands import PredictConfig
 from bert_mtl.records import atomic_write
 from bert_mtl.runs import load_model, open_run
 from bert_mtl.tasks import DataError

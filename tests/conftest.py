@@ -87,9 +87,10 @@ def _composed(name: str, groups: tuple[str, ...]) -> dict:
 
 
 def _schema(name: str) -> type[entry.Schema]:
-    from bert_mtl import config
+    from bert_mtl import commands, config
 
-    return getattr(config, f"{name.title()}Config")
+    own = f"{name.title()}Config"
+    return getattr(config, own, None) or getattr(commands, own)
 
 
 @pytest.fixture(autouse=True)

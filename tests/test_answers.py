@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 import bert_mtl
-from bert_mtl.config import EmbedConfig, PredictConfig, TrainConfig
+from bert_mtl.commands import EmbedConfig, PredictConfig
+from bert_mtl.config import TrainConfig
 from bert_mtl.embed import Embedder, embed
 from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.kinds.regression import pearson

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_mtl import commands
 from bert_mtl import config as schemas
 from conf import entry
 from conf.entry import CONF_DIR, ConfigError, Schema, explained_keys
@@ -20,10 +21,10 @@ NEEDED = {
 COMMANDS = {
     "train": schemas.TrainConfig,
     "prepare": schemas.PrepareConfig,
-    "evaluate": schemas.EvaluateConfig,
-    "predict": schemas.PredictConfig,
-    "embed": schemas.EmbedConfig,
-    "export": schemas.ExportConfig,
+    "evaluate": commands.EvaluateConfig,
+    "predict": commands.PredictConfig,
+    "embed": commands.EmbedConfig,
+    "export": commands.ExportConfig,
     "vocab": schemas.VocabConfig,
 }
 TEXTS = CONF_DIR / "texts"  # the tree of the commands that read a file of texts

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bert_mtl.config import EvaluateConfig
+from bert_mtl.commands import EvaluateConfig
 from bert_mtl.evaluate import evaluate, read_part
 from bert_mtl.kinds import head_settings, make_head
 from bert_mtl.records import Manifest, PartManifest, Shard, write_lines

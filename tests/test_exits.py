@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bert_mtl.config import EvaluateConfig, ModelConfig, TrainConfig
+from bert_mtl.commands import EvaluateConfig
+from bert_mtl.config import ModelConfig, TrainConfig
 from bert_mtl.encoder import BertEncoder
 from bert_mtl.evaluate import evaluate
 from bert_mtl.exits import depth_weights, exit_name, head_of

@@ -19,7 +19,8 @@ from local_server import ask, classified, local_service
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tokenizers import Tokenizer as RustTokenizer
 
-from bert_mtl.config import ExportConfig, TrainConfig
+from bert_mtl.commands import ExportConfig
+from bert_mtl.config import TrainConfig
 from bert_mtl.embed import Embedder
 from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.export import calibration_texts, check_export, dev_part, export, write_bundle, write_tokenizer

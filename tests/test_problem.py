@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from bert_mtl.config import PredictConfig, PrepareConfig, TrainConfig
+from bert_mtl.commands import PredictConfig
+from bert_mtl.config import PrepareConfig, TrainConfig
 from conf import entry
 from conf.problem import full_name, unchained
 from data_prep.sources import read

@@ -8,16 +8,9 @@ import pytest
 from rich.console import Console
 
 from bert_mtl.answers import Answered
+from bert_mtl.figures import area_under_roc, by_length, confusion, head_report
 from bert_mtl.kinds import head_settings, make_head
-from bert_mtl.report import (
-    area_under_roc,
-    by_length,
-    confusion,
-    error_line,
-    head_report,
-    print_report,
-    print_summary,
-)
+from bert_mtl.tables import error_line, print_report, print_summary
 
 PROBS = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
 LABELS = np.array([0, 1, 1, 0])

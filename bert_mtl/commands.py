@@ -1,0 +1,101 @@
+"""The typed schemas of the commands that ask something of finished runs; their YAML files stand in `conf/`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from bert_mtl.config import DataConfig, Filled, Part
+from bert_mtl.precisions import REFUSED, Format, Precision
+from conf.entry import Problem, Schema
+
+
+class EvaluateConfig(Schema):
+    """`python -m bert_mtl.evaluate`."""
+
+    run: Filled
+    tasks: dict[str, Any] = {}  # their names alone count: tasks are what the run has learned
+    data: DataConfig | None = None
+    part: Part
+    batch_size: PositiveInt
+    errors: Annotated[int, Field(ge=0)]
+    baseline: bool
+    output: Filled | None
+
+    def problems(self) -> list[Problem]:
+        if self.baseline and self.part == "train":
+            return [Problem("baseline", "be false with part=train, which the baseline learns by heart", True)]
+        return []
+
+
+class PredictConfig(Schema):
+    """`python -m bert_mtl.predict`."""
+
+    verbatim = ("text", "text_b")
+
+    run: Filled
+    text: str | None
+    text_b: str | None
+    input: Filled | None
+    output: Filled | None
+    batch_size: PositiveInt
+
+    def problems(self) -> list[Problem]:
+        found = []
+        if (self.text is None) == (self.input is None):
+            found.append(Problem("text", "be given, or input, and not both", self.text))
+        if self.text is None and self.text_b is not None:
+            found.append(Problem("text_b", "be given with text", self.text_b))
+        if self.input is not None and self.output is None:
+            found.append(Problem("output", "be given with input", None))
+        return found + _overwriting(self.input, self.output)
+
+
+class EmbedConfig(Schema):
+    """`python -m bert_mtl.embed`."""
+
+    run: Filled
+    input: Filled
+    output: Filled
+    task: Filled | None
+    layers: Annotated[list[int], Field(min_length=1)]
+    pooling: Literal["cls", "mean", "max", "mean_max"]
+    batch_size: PositiveInt
+
+    def problems(self) -> list[Problem]:
+        found = _overwriting(self.input, self.output)
+        if not self.output.endswith((".npy", ".parquet")):
+            found.append(Problem("output", "end in .npy or .parquet", self.output))
+        return found
+
+
+class ExportConfig(Schema):
+    """`python -m bert_mtl.export`."""
+
+    run: Filled
+    bundle: Filled
+    name: Filled | None
+    formats: Annotated[list[Format], Field(min_length=1)]
+    precision: Precision
+    max_drop: NonNegativeFloat | None
+    exit_drop: NonNegativeFloat | None
+    int8_texts: PositiveInt
+
+    def problems(self) -> list[Problem]:
+        found = []
+        if len(set(self.formats)) < len(self.formats):
+            found.append(Problem("formats", "name each format once", self.formats))
+        reasons = [reason for name in self.formats if (reason := REFUSED.get((name, self.precision)))]
+        if len(reasons) == len(self.formats):
+            rule = f"be one that a format takes ({'; '.join(reasons)})"
+            options = [
+                each for each in get_args(Precision) if any((name, each) not in REFUSED for name in self.formats)
+            ]
+            found.append(Problem("precision", rule, self.precision, options))
+        return found
+
+
+def _overwriting(source: str | None, target: str | None) -> list[Problem]:
+    if source is not None and target is not None and Path(source).absolute() == Path(target).absolute():
+        return [Problem("output", "be another file than input", target)]
+    return []
