@@ -9,6 +9,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from bert_mtl.machine import cpu_name
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -24,14 +26,6 @@ def save(name: str, result: dict, *packages: str) -> Path:
     file = RESULTS / f"{name}.json"
     file.write_text(json.dumps(result | facts, indent=1) + "\n", encoding="utf-8")
     return file
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def gpu_names() -> list[str]:

@@ -4,7 +4,7 @@
 
 Workloads: `imdb`, reviews of up to 512 tokens; `short`, four tasks of short texts at once (five heads); `mlm`, masked
 language on reviews; `imdb128`, reviews cut at 128 tokens. A real token is none of padding; [CLS] and [SEP] count. MFU
-counts what must be done for real tokens alone (`benchmarks.flops`), over what a matrix product of 8,192³ in bfloat16
+counts what must be done for real tokens alone (`bert_mtl.flops`), over what a matrix product of 8,192³ in bfloat16
 reaches in the same process. Ours (`benchmarks.train_ours`) is what `bert_mtl.train` does, packed, XLA, bfloat16; the
 peer (`benchmarks.peers.torch_trainer`) is eager or compiled, whichever is faster. `compiled in` is the first step of
 ours, and what the peer's first pass over all batches took longer than its second one.

@@ -22,8 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.flops import Work
 from bert_mtl.config import TrainConfig
+from bert_mtl.flops import Work
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.keeper import Keeper
 from bert_mtl.train import begin, fit

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.flops import Sizes, Work, mfu
 from benchmarks.machine import save
+from bert_mtl.flops import Sizes, Work, mfu
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OWN = {"data": "../shared/data", "models": "minilm,bert_base", "peers": "torch", "peer_python": sys.executable}

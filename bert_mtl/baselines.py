@@ -3,7 +3,7 @@
 Words are weighed by TF-IDF, taken alone and in pairs. A kind of one's own gets a baseline with `@teach.register`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import singledispatch
 
 import numpy as np
@@ -15,8 +15,8 @@ from bert_mtl.kinds import Head
 from bert_mtl.kinds.classification import Classification
 from bert_mtl.kinds.multilabel import Multilabel
 from bert_mtl.kinds.regression import Regression
+from bert_mtl.parts import Texts
 
-Texts = Sequence[tuple[str, ...]]  # of each example its text, or both of a pair
 Guess = Callable[[Texts], np.ndarray]
 
 # A word, a Chinese character (which BERT takes for a word too) or a mark. So every text but a blank one has some.

@@ -28,6 +28,12 @@ class EvaluateConfig(Schema):
         return []
 
 
+class ReportConfig(Schema):
+    """`python -m bert_mtl.report`."""
+
+    run: Filled
+
+
 class PredictConfig(Schema):
     """`python -m bert_mtl.predict`."""
 

@@ -173,9 +173,16 @@ class StrategyConfig(Schema):
 
 
 class TrackingConfig(Schema):
-    kind: Literal["none", "wandb"]
-    project: str
-    mode: Literal["online", "offline"]
+    kind: Literal["none", "tensorboard", "wandb"]
+    project: Filled
+    entity: Filled | None
+    group: Filled | None
+    mode: Literal["auto", "online", "offline"]
+    files: bool
+    every: PositiveInt
+    samples: Annotated[int, Field(ge=0)]
+    peak: PositiveFloat | None
+    timeout: PositiveInt
 
 
 class RunConfig(Schema):
@@ -198,6 +205,7 @@ class TrainSettings(Schema):
     steps_per_execution: PositiveInt
     r_drop: Annotated[float, Field(ge=0)]
     test: bool
+    report: bool
 
 
 class PrepareConfig(Schema):

@@ -9,27 +9,24 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from bert_mtl.answers import Answered, answer_part
-from bert_mtl.baselines import Texts, teach
+from bert_mtl.answers import Answered
+from bert_mtl.baselines import teach
 from bert_mtl.commands import EvaluateConfig
-from bert_mtl.config import DataConfig, TrainConfig
-from bert_mtl.exits import head_of
+from bert_mtl.config import DataConfig
 from bert_mtl.figures import head_report
+from bert_mtl.findings import PartAnswers, answer_texts, findings
 from bert_mtl.kinds import Head
-from bert_mtl.mistakes import Examples, mistakes
-from bert_mtl.records import atomic_write, load_manifest
+from bert_mtl.parts import Texts, read_part, reading_texts
+from bert_mtl.records import atomic_write
+from bert_mtl.report import text_records
 from bert_mtl.rules import task_problems
-from bert_mtl.runs import Run, check_examples, load_model, open_run
+from bert_mtl.runs import Run, load_model, open_run
 from bert_mtl.tables import print_report, print_summary
-from bert_mtl.tasks import Task
-from bert_mtl.train import part_pipelines
 from conf import entry
 from conf.errors import ConfigError, Problem
-from data_prep.build import build
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, dict]:
@@ -43,25 +40,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, dict]:
     tasks = list(config.tasks or run.tasks)
     _check(run, tasks, data)
     model = load_model(run)
-    asked = _on_texts(run.config, data)
-    train = asked.train.model_copy(update={"eval_batch_size": config.batch_size})
-    reading = replace(run, config=asked.model_copy(update={"train": train}))
-    folders = {task: _text_records(run, task, data) for task in tasks}
+    folders = {task: text_records(run, task, data) for task in tasks}
+    settings = run.config.train.model_copy(update={"eval_batch_size": config.batch_size})
     reports: dict[str, dict] = {}
-    for task, pipeline in part_pipelines(reading, folders, config.part).items():
-        lengths, part = pipeline.readers[0].lengths, read_part(folders[task], config.part, run.tasks[task])
-        examples = Examples(part.texts, run.tokenizer)
+    for answers in answer_texts(reading_texts(run, data), model, folders, config.part, train=settings):
+        task = answers.task
         elsewhere = config.baseline and data != run.config.data  # baselines learn what the run has learned from
-        own = _text_records(run, task, run.config.data) if elsewhere else folders[task]
-        for name, answered in answer_part(model, pipeline).items():
-            head = model.heads[head_of(name)]
-            report = reports[name] = head_report(head, answered, lengths)
+        own = text_records(run, task.name, run.config.data) if elsewhere else folders[task.name]
+        for name, report in findings(run, model.heads, answers, config.errors).items():
+            reports[name] = report
             if name not in model.heads:  # an exit, which the summary sets beside its head
                 continue
-            if report["examples"]:
-                report["errors"] = mistakes(head, answered, examples, config.errors)
-                if config.baseline and (rival := _baseline(head, own, run.tasks[task], answered, part.texts)):
-                    report["baseline"] = head_report(*rival, lengths)
+            rival = _baseline(model.heads[name], own, answers) if config.baseline and report["examples"] else None
+            if rival is not None:
+                report["baseline"] = head_report(*rival, answers.lengths)
             print_report(name, report)
     print_summary(reports)
     named = f"-{'+'.join(config.tasks)}" if config.tasks else ""
@@ -90,47 +82,12 @@ def _check(run: Run, tasks: Iterable[str], data: DataConfig) -> None:
         raise ConfigError(found)
 
 
-def _on_texts(config: TrainConfig, data: DataConfig) -> TrainConfig:
-    """The run's configuration, had it read `data` from text shards."""
-    return config.model_copy(update={"data": data, "input": config.input.model_copy(update={"kind": "textline"})})
-
-
-def _text_records(run: Run, task: str, data: DataConfig) -> Path:
-    folder = build(_on_texts(run.config, data), task, run.tokenizer)
-    if data == run.config.data:
-        check_examples(run, load_manifest(folder))
-    return folder
-
-
-class Part(NamedTuple):
-    """Texts of a part in stored order, and the stored labels `(examples, *shape)` of text-level heads by full name."""
-
-    texts: Texts
-    labels: dict[str, np.ndarray]
-
-
-def read_part(folder: Path, part: str, task: Task) -> Part:
-    """A part of a records folder of text shards."""
-    stored = [spec for spec in task.labels if spec.stored]
-    texts: list[tuple[str, ...]] = []
-    labels: dict[str, list] = {spec.name: [] for spec in stored if spec.level == "text"}
-    for shard in load_manifest(folder).parts[part].shards:
-        with open(folder / shard.file, encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                fields = line.rstrip("\n").split("\t")
-                texts.append(tuple(fields[len(stored) :]))
-                for spec, field in zip(stored, fields, strict=False):
-                    if spec.name in labels:
-                        labels[spec.name].append(np.array(field.split(" "), spec.dtype).reshape(spec.shape))
-    return Part(texts, {name: np.array(values) for name, values in labels.items()})
-
-
-def _baseline(head: Head, folder: Path, task: Task, answered: Answered, texts: Texts) -> tuple[Head, Answered] | None:
+def _baseline(head: Head, folder: Path, answers: PartAnswers) -> tuple[Head, Answered] | None:
     """The head as a linear model answers it, taught with the train part in `folder` and tuned on its dev part; None
     where there is no such model."""
 
     def labelled(part: str) -> tuple[Texts, np.ndarray]:
-        stored = read_part(folder, part, task)
+        stored = read_part(folder, part, answers.task)
         labels = stored.labels[head.name]
         given = labels >= 0 if labels.dtype.kind == "i" else ~np.isnan(labels)
         known = np.all(given.reshape(len(labels), -1), axis=1)
@@ -143,7 +100,8 @@ def _baseline(head: Head, folder: Path, task: Task, answered: Answered, texts: T
         return None
     twin, (dev, truth) = copy.copy(head), labelled("dev")
     twin.tuned = twin.tune(guess(dev), truth) if dev else {}
-    return twin, replace(answered, answers=guess([texts[i] for i in answered.index]))
+    answered = answers.answered[head.name]
+    return twin, replace(answered, answers=guess([answers.texts[i] for i in answered.index]))
 
 
 def main() -> None:

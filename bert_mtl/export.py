@@ -25,13 +25,13 @@ from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.manifest import manifest
 from bert_mtl.model_card import model_card
 from bert_mtl.multitask import MultiTaskModel
+from bert_mtl.parts import part_pipelines
 from bert_mtl.precisions import REFUSED, Precision
 from bert_mtl.records import load_manifest, sha256
 from bert_mtl.runs import Run, RunError, check_examples, load_model, open_run
 from bert_mtl.saved_models import finish_saved_model
 from bert_mtl.served import ID_INPUTS, Served
 from bert_mtl.tokenization import rust_tokenizer
-from bert_mtl.train import part_pipelines
 from conf import entry
 from data_prep.build import build
 from serving.bundle import load_bundle

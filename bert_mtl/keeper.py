@@ -3,19 +3,20 @@
 import itertools
 import json
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
 import keras
 import numpy as np
-from rich.progress import MofNCompleteColumn, Progress
 
+from bert_mtl.exits import head_of
 from bert_mtl.input_pipeline import Epoch, Pipeline
+from bert_mtl.meter import Found, Meter
 from bert_mtl.mixing import quotas, rates
 from bert_mtl.optimization import averaged_weights
+from bert_mtl.progress import Display
 from bert_mtl.records import atomic_write
 from bert_mtl.runs import (
     Run,
@@ -25,8 +26,11 @@ from bert_mtl.runs import (
     part_metrics,
     read_facts,
     save_variables,
-    weights_of,
 )
+from bert_mtl.selected import Selected
+from bert_mtl.tasks import DataError
+from bert_mtl.tracking import Careful
+from bert_mtl.tracking.names import path_of
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +48,16 @@ class Keeper:
         stop: no better epoch came for `train.patience` epochs.
     """
 
-    def __init__(self, run: Run, train: Pipeline, dev: Mapping[str, Pipeline], track: Callable[[dict, int], None]):
-        self.run, self.train, self.dev, self.track = run, train, dev, track
+    def __init__(self, run: Run, train: Pipeline, dev: Mapping[str, Pipeline], tracker: Careful):
+        self.run, self.train, self.dev, self.tracker = run, train, dev, tracker
         self.settings, self.chief = run.config.train, run.chief
         self.epoch, self.steps = train.first_epoch, train.steps(train.first_epoch)
         self.epochs: list[dict] = []
         self.best = self.step = self.offset = 0
         self.stop = False
-        shown = sys.stdout.isatty() and self.chief.here
-        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-        self.bar = Progress(*columns, transient=True, disable=not shown)  # the log has a line an epoch
+        self.meter, self.display = Meter(run, train), Display(self.settings.epochs, self.chief.here)
+        self.selected, self.compile_told = Selected(run, tracker), False
+        self.task_of = {head.name: task.name for task in run.tasks.values() for head in task.heads.values()}
 
     @property
     def done(self) -> bool:
@@ -78,17 +82,18 @@ class Keeper:
             where = f"{self.step} here, {step} at the chief"
             raise RunError(f"run.resume must be a folder that all workers share; its state is of step {where}.")
         if self.run.state.exists():
+            self.tracker.rewind(self.step)
             where = "after its last epoch" if self.done else f"in epoch {self.epoch.number + 1}"
             log.info("resumed %s, after %d steps", where, self.step)
 
     def begin_epoch(self) -> None:
         """Makes ready for the steps of `epoch` that are still to do."""
         self.started = time.perf_counter()
-        self.shown = self.bar.add_task(f"epoch {self.epoch.number + 1}", total=self.steps, completed=self.offset)
-        self.bar.start()
         self.model.optimizer.schedule.begin(self.epoch.number, self.step - self.offset, self.steps)
         if not self.offset:
             self.model.reset_metrics()
+        self.meter.begin_epoch(self.model, self.epoch)
+        self.display.begin_epoch(self.epoch.number, self.offset, self.steps)
 
     def end_steps(self, count: int) -> None:
         """So many steps more are done."""
@@ -97,16 +102,20 @@ class Keeper:
             return self.step // every > (self.step - count) // every
 
         self.step, self.offset = self.step + count, self.offset + count
-        self.bar.advance(self.shown, count)
+        self.display.end_steps(count)
+        self._tell(self.meter.end_steps(count, self.step, self.offset))
         if passed(self.settings.save_every) and self.offset < self.steps:
-            self.save()
+            with self.meter.paused():
+                self.save()
         elif passed(CHECK_EVERY):
             self._check_steps()
 
     def end_epoch(self) -> None:
         """The steps of `epoch` are done: scores it, and goes to the next one."""
         self._check_steps()
+        self._tell(self.meter.end_epoch())
         self.close()
+        fill = self.meter.load.fill
         epoch = self.epoch.number
         seconds = time.perf_counter() - self.started
         self._check_weights()
@@ -120,12 +129,13 @@ class Keeper:
             scores = [self.score(done["dev"]) for done in self.epochs]
             if self.settings.select == "last" or scores[-1] > max(scores[:-1], default=-np.inf):
                 self.best = epoch
-                self.chief.does(lambda: self._select(tuned))
+                self.chief.does(lambda: self.selected.take(self.model, tuned))
         self.stop = self.settings.patience is not None and epoch - self.best >= self.settings.patience
         self.epoch, self.offset = self.epoch.following(self._counts(epoch + 1, dev)), 0
         self.steps = self.train.steps(self.epoch)
+        if self.chief.here:
+            self._report(losses, fill, **self.epochs[-1])
         self.save()
-        self._report(losses, **self.epochs[-1])
 
     def _scored(self) -> tuple[dict, dict]:
         """Metrics by head on dev, and what heads tuned there. The chief's alone count: workers of unlike processors
@@ -134,33 +144,43 @@ class Keeper:
         self._check_scores(dev)
         return dev, {name: head.tuned for name, head in self.model.heads.items() if head.tuned}
 
-    def _select(self, tuned: dict) -> None:
-        """Keeps the weights as they are, and what was tuned with them, as the run's best."""
-        save_variables(self.run.weights, weights_of(self.model))
-        with atomic_write(self.run.tuned) as file:
-            file.write(json.dumps(tuned).encode())
+    def _tell(self, found: Found) -> None:
+        """What windows of steps have found, to all who watch."""
+        for step, values in found:
+            self.display.show(values)
+            if self.chief.here:
+                self.tracker.log(values, step)
 
     def close(self) -> None:
         """Takes the bar away."""
-        self.bar.stop()
-        for shown in self.bar.task_ids:
-            self.bar.remove_task(shown)
+        self.display.close()
 
-    def _report(self, losses: dict[str, float], examples: dict, weights: dict, dev: dict, **_: Any) -> None:
-        """A line a head in the log, and everything to the tracker."""
-        if not self.chief.here:
-            return
+    def _report(
+        self, losses: dict[str, float], fill: float | None, examples: dict, weights: dict, dev: dict, **more: Any
+    ) -> None:
+        """A line a head in the log, and everything to the trackers."""
         total = sum(examples.values())
-        tracked = {f"dev_{head}_{name}": value for head, found in dev.items() for name, value in found.items()}
-        tracked |= {f"share_{task}": count / total for task, count in examples.items()}
-        tracked |= {f"weight_{head}": value for head, value in weights.items()}
-        self.track(losses | tracked, self.step)
+        values = {"epoch": more["epoch"], "seconds": more["seconds"], "score": self.score(dev), "loss": losses["loss"]}
+        values |= {f"{self.path(head)}/loss": losses[f"{head}_loss"] for head in self.task_of}
+        for head, found in dev.items():
+            values |= {f"{self.path(head)}/dev_{name}": value for name, value in found.items()}
+        values |= {f"mixing/{task}": count / total for task, count in examples.items()}
+        values |= {f"weight/{self.path(head)}": value for head, value in weights.items()}
+        values |= {"packing/fill": fill} if fill is not None else {}
+        if self.meter.compile_seconds is not None and not self.compile_told:
+            self.compile_told = True
+            values["compile_seconds"] = self.meter.compile_seconds
+        self.tracker.log(values, self.step)
         shares = ", ".join(f"{task} {count:,} ({count / total:.1%})" for task, count in examples.items())
         log.info("epoch %d: loss %.4f; examples: %s", len(self.epochs), losses["loss"], shares)
         for head, found in dev.items():
             scores = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
             learned = f"loss {losses[f'{head}_loss']:.4f}, weight {weights[head]:.3g}; " if head in weights else ""
             log.info("  %s: %sdev: %s", head, learned, scores)  # an exit's loss is part of its head's
+
+    def path(self, head: str) -> str:
+        """What the values of a head, also at an exit, are called."""
+        return path_of(self.task_of[head_of(head)], head)
 
     def score(self, dev: dict[str, dict[str, float]]) -> float:
         """What selection compares: the mean over heads of each one's own metric."""
@@ -223,15 +243,25 @@ class Keeper:
             raise RunError(f"the dev scores of {' and '.join(broken)} must be finite; got {scores}. {self._advice}")
 
     def save(self) -> None:
-        """Writes the state to resume from. Raises RunError where a step since the last one broke it."""
+        """Writes the state to resume from, or says that it cannot: training goes on, and the next one may be written.
+        Raises RunError where a step since the last one broke it."""
         self._check_steps()
         self._check_weights()
+        self._tell(self.meter.read())
         facts = {name: getattr(self, name) for name in ("step", "offset", "epochs", "best", "stop")}
         epoch = [self.epoch.number, self.epoch.counts, self.epoch.starts]
         facts |= {"epoch": epoch, "replicas": self.train.replicas}
         # Reading a metric sums it over all replicas: no worker can do it alone.
         arrays = {name: keras.ops.convert_to_numpy(value) for name, value in everything_of(self.model).items()}
-        self.chief.does(lambda: save_variables(self.run.state, arrays, facts))
+        self.chief.does(lambda: self._write_state(arrays, facts))
+
+    def _write_state(self, arrays: dict[str, np.ndarray], facts: dict) -> None:
+        if not self.selected.written():
+            return  # a state must not speak of weights that are not there
+        try:
+            save_variables(self.run.state, arrays, facts)
+        except (DataError, OSError) as error:
+            self.tracker.note(str(self.run.folder), f"the state after step {self.step}", error)
 
 
 def task_sizes(pipeline: Pipeline) -> dict[str, int]:

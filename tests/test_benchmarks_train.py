@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.flops import Sizes, Work, mfu, training_flops
 from benchmarks.peers.grouping import grouped, grouped_by_task, padded
 from benchmarks.train_ours import save_examples, work_of
 from benchmarks.training import peer_environment, summary
+from bert_mtl.flops import Sizes, Work, mfu, training_flops
 from bert_mtl.labels import LabelSpec
 
 SMALL = Sizes(num_layers=2, hidden_dim=4, num_heads=1, intermediate_dim=8, vocab_size=10)

@@ -13,6 +13,7 @@ from conf.entry import CONF_DIR, ConfigError, Schema, explained_keys
 
 NEEDED = {
     "evaluate": ["run=r"],
+    "report": ["run=r"],
     "predict": ["run=r", "text=t"],
     "embed": ["run=r", "input=i.txt", "output=o.npy"],
     "export": ["run=r", "bundle=b"],
@@ -22,6 +23,7 @@ COMMANDS = {
     "train": schemas.TrainConfig,
     "prepare": schemas.PrepareConfig,
     "evaluate": commands.EvaluateConfig,
+    "report": commands.ReportConfig,
     "predict": commands.PredictConfig,
     "embed": commands.EmbedConfig,
     "export": commands.ExportConfig,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from bert_mtl.commands import EvaluateConfig
-from bert_mtl.evaluate import evaluate, read_part
+from bert_mtl.evaluate import evaluate
 from bert_mtl.kinds import head_settings, make_head
+from bert_mtl.parts import read_part
 from bert_mtl.records import Manifest, PartManifest, Shard, write_lines
 from bert_mtl.runs import open_run
 from bert_mtl.tasks import Example, Task

@@ -14,11 +14,13 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from bert_mtl.begun import train_pipeline
 from bert_mtl.config import TrainConfig
 from bert_mtl.keeper import Keeper
 from bert_mtl.mixing import quotas, rates
 from bert_mtl.runs import RunError, load_model, load_variables, open_run, read_facts
-from bert_mtl.train import main, train, train_pipeline
+from bert_mtl.tracking import Careful
+from bert_mtl.train import main, train
 from conf import entry
 from data_prep.build import build
 
@@ -164,7 +166,7 @@ def test_an_offline_wandb_run_holds_scores_rates_and_weights_of_all_heads(idle):
 def test_a_task_counts_once_in_the_score_however_many_heads_it_has(whole):
     run = open_run(whole)
     folders = {name: build(run.config, name, run.tokenizer) for name in run.tasks}
-    keeper = Keeper(run, train_pipeline(run, folders, replicas=1), {}, print)
+    keeper = Keeper(run, train_pipeline(run, folders, replicas=1), {}, Careful([]))
     heads = run.tasks["imdb"].heads
     heads["other"] = type(heads["imdb"])("imdb_other", heads["imdb"].settings)
     dev = {"imdb": {"accuracy": 0.5}, "imdb_other": {"accuracy": 0.9}, "numbers_spans": {"f1": 0.1, "loss": 9.0}}
@@ -178,7 +180,7 @@ def test_a_task_counts_once_in_the_score_however_many_heads_it_has(whole):
 def test_a_run_goes_on_with_as_many_replicas_as_it_began(whole):
     run = open_run(whole)
     folders = {name: build(run.config, name, run.tokenizer) for name in run.tasks}
-    keeper = Keeper(run, train_pipeline(run, folders, replicas=2), {}, print)
+    keeper = Keeper(run, train_pipeline(run, folders, replicas=2), {}, Careful([]))
     with pytest.raises(RunError, match="run.resume must go on with 1 replicas, as it began; got 2"):
         keeper.restore(load_model(run))
 

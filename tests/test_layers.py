@@ -10,15 +10,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("conf", "spans", "bert_mtl", "data_prep", "serving", "benchmarks")
 ORDER = (
-    "ahead", "dropout", "labels", "kinds", "mixing", "rules", "precisions", "config", "commands", "tasks",
-    "tokenization", "weights", "vocabulary", "records", "encoding", "workers", "masking", "packing", "batches",
-    "taught", "part_reader", "input_pipeline", "pooling", "adapters", "encoder", "flash_attention", "attention",
-    "checkpoints", "weighting", "r_drop", "exits", "multitask", "served", "optimization", "cluster", "rendezvous",
-    "devices", "chief", "answers", "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking",
-    "baselines", "mistakes", "calibration", "figures", "tables", "frozen", "graph_passes", "quantisation",
-    "onnx_names", "formats", "leaving", "gates", "manifest", "saved_models", "model_card",
+    "ahead", "flops", "machine", "dropout", "labels", "kinds", "mixing", "rules", "precisions", "config", "commands",
+    "tasks", "tokenization", "weights", "vocabulary", "records", "tracking", "history", "encoding", "workers",
+    "masking", "packing", "batches", "taught", "part_reader", "input_pipeline", "pooling", "adapters", "encoder",
+    "flash_attention", "attention", "checkpoints", "weighting", "r_drop", "exits", "multitask", "served",
+    "optimization", "cluster", "rendezvous", "devices", "chief", "answers", "runs", "meter", "parts", "wire", "steps",
+    "teachers", "text_batches", "progress", "selected", "keeper", "begun", "baselines", "mistakes", "calibration",
+    "figures", "curves", "answer_files", "findings", "packages", "origin", "data_facts", "pages", "tables", "frozen",
+    "graph_passes", "quantisation", "onnx_names", "formats", "leaving", "gates", "manifest", "saved_models",
+    "model_card",
 )  # fmt: skip
-ENTRIES = ("train", "evaluate", "predict", "embed", "export")
+ENTRIES = ("report", "train", "evaluate", "predict", "embed", "export")
 DATA_PREP_MAY = {
     "config", "tasks", "kinds", "labels", "tokenization", "encoding", "records", "vocabulary", "weights", "workers",
 }  # fmt: skip

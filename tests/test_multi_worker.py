@@ -113,11 +113,13 @@ import json, sys
 from bert_mtl.chief import WorkerError
 from bert_mtl.config import TrainConfig
 from bert_mtl.keeper import Keeper
-from bert_mtl.train import begin, fit, part_pipelines
+from bert_mtl.parts import part_pipelines
+from bert_mtl.tracking import Careful
+from bert_mtl.train import begin, fit
 from conf import entry
 begun = begin(entry.compose("train", sys.argv[1:], TrainConfig))
 chief = begun.run.chief
-keeper = Keeper(begun.run, begun.pipeline, part_pipelines(begun.run, begun.folders, "dev"), print)
+keeper = Keeper(begun.run, begun.pipeline, part_pipelines(begun.run, begun.folders, "dev"), Careful([]))
 fit(begun, keeper)
 failed = ""
 try:

@@ -7,14 +7,16 @@ import pytest
 import tensorflow as tf
 
 from bert_mtl.batches import Window
+from bert_mtl.begun import train_pipeline
 from bert_mtl.config import TrainConfig
 from bert_mtl.kinds import KINDS, make_head
 from bert_mtl.labels import LabelSpec
+from bert_mtl.parts import part_reader
 from bert_mtl.predict import Predictor
 from bert_mtl.runs import RunError, open_run
 from bert_mtl.taught import Taught
 from bert_mtl.teachers import with_teachers
-from bert_mtl.train import _reader, train, train_pipeline
+from bert_mtl.train import train
 from conf import entry
 from conf.errors import ConfigError
 from data_prep.build import build
@@ -136,7 +138,7 @@ def test_a_student_of_every_kind_of_teacher_learns_and_resumes_without_them(mult
     assert result["test"]["numbers_spans"]["f1"] > 0.9
     run = open_run(tmp_path / "student")
     folders = {name: build(config, name, run.tokenizer) for name in config.tasks}
-    readers = [_reader(run, task, folders[name], "train") for name, task in run.tasks.items()]
+    readers = [part_reader(run, task, folders[name], "train") for name, task in run.tasks.items()]
     by_task = {reader.task.name: reader for reader in with_teachers(run, readers)}
     assert [label.name for label in by_task["words"].labels] == ["words"]
     mood = next(by_task["imdb"].windows(0, 96))
@@ -197,7 +199,7 @@ def test_texts_without_labels_learn_what_the_teachers_of_a_shared_head_say(toy_o
     assert list(result["epochs"][0]["dev"]) == ["imdb"]
     run = open_run(tmp_path / "run")
     folders = {name: build(run.config, name, run.tokenizer) for name in run.config.tasks}
-    reader = with_teachers(run, [_reader(run, run.tasks["imdb_unsup"], folders["imdb_unsup"], "train")])[0]
+    reader = with_teachers(run, [part_reader(run, run.tasks["imdb_unsup"], folders["imdb_unsup"], "train")])[0]
     window = next(reader.windows(0, 40))
     assert (window.labels["imdb_unsup"] == -1).all()
     answers = window.labels["imdb_unsup:teachers"]

@@ -1,0 +1,183 @@
+"""How a training goes, window by window of some steps: losses, learning rate, speed; and how full an epoch's rows are.
+
+What a window found is read one window later: by then the device has it, and the steps behind need not wait.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bert_mtl.encoder import EncoderConfig
+from bert_mtl.flops import Sizes, Work, training_flops
+from bert_mtl.input_pipeline import Epoch, Pipeline
+from bert_mtl.multitask import MultiTaskModel
+from bert_mtl.packing import Packing
+from bert_mtl.runs import Run
+from bert_mtl.tracking.names import path_of
+
+PEAKS = {  # of dense bfloat16 products in FLOP/s, by the makers' data sheets
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "V100": 125e12,  # float16
+    "T4": 65e12,  # float16
+}
+
+
+class Load(NamedTuple):
+    """What an epoch holds: its `work`, the places for tokens in all its rows, and its steps."""
+
+    work: Work
+    places: int | None
+    steps: int
+
+    @property
+    def fill(self) -> float | None:
+        """The share of the places that hold tokens; None where rows are only as long as they must be."""
+        return self.work.tokens / self.places if self.places else None
+
+
+def load_of(pipeline: Pipeline, epoch: Epoch) -> Load:
+    """What an epoch of the mixture holds, by the lengths of its examples alone."""
+    tokens = squares = masked = 0
+    for reader, start, count in zip(pipeline.readers, epoch.starts, epoch.counts, strict=True):
+        lengths = reader.lengths[reader.order(start, count)].astype(np.int64)
+        rate = max((label.rate for label in reader.columns.labels), default=0)
+        tokens, squares = tokens + int(lengths.sum()), squares + int(np.square(lengths).sum())
+        masked += round(rate * int(lengths.sum()))
+    steps, packing = pipeline.steps(epoch), pipeline.packing
+    places = steps * packing.rows * packing.length if isinstance(packing, Packing) else None
+    return Load(Work(tokens, squares, masked), places, steps)
+
+
+def peak_of(run: Run, replicas: int) -> float | None:
+    """FLOP/s of all replicas that MFU is a share of: `tracking.peak` each, or the maker's figure of the GPU in
+    bfloat16; None where neither is known, or where not all weights are trained, as `flops` counts."""
+    if run.config.model.trainable != "all" or any(task.trainable != "all" for task in run.config.tasks.values()):
+        return None
+    if run.config.tracking.peak is not None:
+        return run.config.tracking.peak * replicas
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus or run.config.model.dtype != "mixed_bfloat16":
+        return None
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
+    return next((peak * replicas for known, peak in PEAKS.items() if known in name.split()[-1]), None)
+
+
+class Window(NamedTuple):
+    """The steps up to one of the training's: `steps` of them, at `epoch` (2.5: half of the third is done); the device
+    knows the `numbers`."""
+
+    step: int
+    epoch: float
+    steps: int
+    numbers: Any
+
+
+Found = list[tuple[int, dict[str, float]]]  # steps, and values by name
+
+
+class Meter:
+    """Told of a run's steps, it tells what each window of `tracking.every` of them found.
+
+    Attributes:
+        compile_seconds: what the run's first call took longer than others of as many steps: tracing and compiling; None
+            until its epoch has ended.
+    """
+
+    def __init__(self, run: Run, train: Pipeline):
+        self.train, self.every = train, run.config.tracking.every
+        heads = [(task.name, head.name) for task in run.tasks.values() for head in task.heads.values()]
+        self.names = ["loss", *(f"{path_of(task, head)}/loss" for task, head in heads)]
+        self.sizes, self.peak = sizes_of(run.facts.encoder), peak_of(run, train.replicas)
+        self.readings = 2 if run.config.train.r_drop else 1
+        self.compile_seconds: float | None = None
+        self.first: tuple[int, float] | None = None  # steps and seconds of the first call
+
+    def begin_epoch(self, model: MultiTaskModel, epoch: Epoch) -> None:
+        """Steps of an epoch begin now."""
+        self.model, self.epoch, self.load = model, epoch, load_of(self.train, epoch)
+        self.before = keras.ops.convert_to_numpy(self._numbers())
+        self.waiting: Window | None = None
+        self.since, self.steps = time.perf_counter(), 0
+        self.timed_steps, self.timed_seconds = 0, 0.0
+
+    def end_steps(self, count: int, step: int, offset: int) -> Found:
+        """So many steps more are asked of the device: `step` in all, `offset` in this epoch."""
+        self.steps += count
+        if self.first is None:
+            int(self.model.watch.result())  # once it is known, the steps have been taken
+            self.first, self.steps = (count, time.perf_counter() - self.since), 0
+            self.since = time.perf_counter()
+        if step // self.every == (step - count) // self.every:
+            return []
+        found = self.read()
+        place = self.epoch.number + offset / self.load.steps
+        self.waiting, self.steps = Window(step, place, self.steps, self._numbers()), 0
+        return found
+
+    def end_epoch(self) -> Found:
+        """The last window that was full."""
+        found = self.read()
+        if self.compile_seconds is None and self.first is not None and self.timed_steps:
+            count, seconds = self.first
+            self.compile_seconds = max(seconds - count * self.timed_seconds / self.timed_steps, 0.0)
+        return found
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside, such as saving, is no time of steps."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
+
+    def _numbers(self) -> Any:
+        """`(2 * losses + 2,)` on the device: sums and counts of the epoch's losses so far, the norm of the last
+        gradient, and the learning rate."""
+        means = self.model.loss_means
+        sums, counts = [mean.total for mean in means], [mean.count for mean in means]
+        return tf.stack(
+            [tf.cast(tf.convert_to_tensor(value), tf.float32) for value in (*sums, *counts)]
+            + [self.model.watch.numbers[1], tf.cast(self.model.optimizer.learning_rate, tf.float32)]
+        )
+
+    def read(self) -> Found:
+        """What the window that waits has found; the device must have taken its steps."""
+        if self.waiting is None:
+            return []
+        window, losses = self.waiting, len(self.names)
+        numbers = keras.ops.convert_to_numpy(window.numbers)
+        seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
+        (sums, counts), self.before, self.waiting = np.split((numbers - self.before)[: 2 * losses], 2), numbers, None
+        values: dict[str, float] = {"epoch": window.epoch}
+        values |= {
+            name: float(total / count) for name, total, count in zip(self.names, sums, counts, strict=True) if count > 0
+        }
+        values |= {"optimizer/gradient_norm": float(numbers[-2]), "optimizer/learning_rate": float(numbers[-1])}
+        if window.steps:
+            self.timed_steps, self.timed_seconds = self.timed_steps + window.steps, self.timed_seconds + seconds
+            values |= self._speed(window.steps, seconds)
+        return [(window.step, values)]
+
+    def _speed(self, steps: int, seconds: float) -> dict[str, float]:
+        share = steps / self.load.steps
+        values = {"speed/tokens_per_second": share * self.load.work.tokens / seconds}
+        if self.peak is not None:
+            flops = self.readings * training_flops(self.sizes, self.load.work)
+            values["speed/mfu"] = share * flops / seconds / self.peak
+        return values
+
+
+def sizes_of(encoder: EncoderConfig) -> Sizes:
+    """What `flops` counts by."""
+    found = encoder.num_layers, encoder.hidden_dim, encoder.num_heads, encoder.intermediate_dim, encoder.vocab_size
+    return Sizes(*found)

@@ -1,0 +1,39 @@
+"""Where a run comes from: its command, the code, the versions and the machine; origin.json in its folder."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from bert_mtl.machine import cpu_name, git_state
+from bert_mtl.records import atomic_write
+
+PACKAGES = ("bert_mtl", "tensorflow", "keras", "tensorflow-text", "numpy")
+
+
+def origin(overrides: Sequence[str] | None) -> dict[str, Any]:
+    """What is known of this process; `overrides` are those of its command line, None where there was none."""
+    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    return {
+        "overrides": None if overrides is None else list(overrides),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(Path(__file__).parent),
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "gpus": [str(details.get("device_name", "GPU")) for details in gpus],
+        },
+    }
+
+
+def save_origin(folder: Path, found: dict[str, Any]) -> None:
+    """Writes origin.json to a run's folder. Raises DataError where that cannot be done."""
+    with atomic_write(folder / "origin.json") as file:
+        file.write(json.dumps(found, indent=1).encode())
