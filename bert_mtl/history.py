@@ -23,8 +23,14 @@ class History(Tracker):
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with open(self.file, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        with open(self.file, "ab") as file:
+            whole = file.tell()
+            try:
+                file.write(json.dumps({"step": step, **finite}).encode() + b"\n")
+                file.flush()
+            except OSError:
+                file.truncate(whole)  # half a line would spoil the next one
+                raise
 
     def rewind(self, step: int) -> None:
         lines = [line for line in read_history(self.file.parent) if line["step"] <= step]

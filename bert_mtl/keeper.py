@@ -160,8 +160,13 @@ class Keeper:
     ) -> None:
         """A line a head in the log, and everything to the trackers."""
         total = sum(examples.values())
-        values = {"epoch": more["epoch"], "seconds": more["seconds"], "score": self.score(dev), "loss": losses["loss"]}
-        values |= {f"{self.path(head)}/loss": losses[f"{head}_loss"] for head in self.task_of}
+        values = {
+            "epoch": more["epoch"],
+            "seconds": more["seconds"],
+            "score": self.score(dev),
+            "epoch_loss": losses["loss"],
+        }
+        values |= {f"{self.path(head)}/epoch_loss": losses[f"{head}_loss"] for head in self.task_of}
         for head, found in dev.items():
             values |= {f"{self.path(head)}/dev_{name}": value for name, value in found.items()}
         values |= {f"mixing/{task}": count / total for task, count in examples.items()}

@@ -33,6 +33,9 @@ PEAKS = {  # of dense bfloat16 products in FLOP/s, by the makers' data sheets
 }
 
 
+WAITED = 1e-3  # seconds: what it takes to fetch numbers that are there is less
+
+
 class Load(NamedTuple):
     """What an epoch holds: its `work`, the places for tokens in all its rows, and its steps."""
 
@@ -74,12 +77,13 @@ def peak_of(run: Run, replicas: int) -> float | None:
 
 
 class Window(NamedTuple):
-    """The steps up to one of the training's: `steps` of them, at `epoch` (2.5: half of the third is done); the device
-    knows the `numbers`."""
+    """The `steps` up to step number `step`, at `epoch` (2.5: half of the third is done), all asked for by the time
+    `asked`; the device knows the `numbers`."""
 
     step: int
     epoch: float
     steps: int
+    asked: float
     numbers: Any
 
 
@@ -101,6 +105,7 @@ class Meter:
         self.sizes, self.peak = sizes_of(run.facts.encoder), peak_of(run, train.replicas)
         self.readings = 2 if run.config.train.r_drop else 1
         self.compile_seconds: float | None = None
+        self.tokens = self.flops = self.seconds = 0.0  # of all windows
         self.first: tuple[int, float] | None = None  # steps and seconds of the first call
 
     def begin_epoch(self, model: MultiTaskModel, epoch: Epoch) -> None:
@@ -122,7 +127,8 @@ class Meter:
             return []
         found = self.read()
         place = self.epoch.number + offset / self.load.steps
-        self.waiting, self.steps = Window(step, place, self.steps, self._numbers()), 0
+        now = time.perf_counter()
+        self.waiting, self.steps = Window(step, place, self.steps, now, self._numbers()), 0
         return found
 
     def end_epoch(self) -> Found:
@@ -151,12 +157,15 @@ class Meter:
         )
 
     def read(self) -> Found:
-        """What the window that waits has found; the device must have taken its steps."""
+        """What the window that waits has found, as soon as the device has taken its steps."""
         if self.waiting is None:
             return []
         window, losses = self.waiting, len(self.names)
-        numbers = keras.ops.convert_to_numpy(window.numbers)
-        seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
+        began = time.perf_counter()
+        numbers, now = keras.ops.convert_to_numpy(window.numbers), time.perf_counter()
+        # Where nothing had to be waited for, the device had taken the steps by the time it was asked for the next.
+        finished = now if now - began > WAITED else window.asked
+        seconds, self.since = finished - self.since, finished
         (sums, counts), self.before, self.waiting = np.split((numbers - self.before)[: 2 * losses], 2), numbers, None
         values: dict[str, float] = {"epoch": window.epoch}
         values |= {
@@ -168,13 +177,23 @@ class Meter:
             values |= self._speed(window.steps, seconds)
         return [(window.step, values)]
 
+    @property
+    def speeds(self) -> dict[str, float]:
+        """Means of this process over all of its windows, and `compile_seconds`."""
+        found = self._speeds(self.tokens, self.flops, self.seconds) if self.seconds else {}
+        return found | ({} if self.compile_seconds is None else {"compile_seconds": self.compile_seconds})
+
     def _speed(self, steps: int, seconds: float) -> dict[str, float]:
+        """Of a window. What its steps hold is not looked up: rows are full, so it is what they hold on average."""
         share = steps / self.load.steps
-        values = {"speed/tokens_per_second": share * self.load.work.tokens / seconds}
-        if self.peak is not None:
-            flops = self.readings * training_flops(self.sizes, self.load.work)
-            values["speed/mfu"] = share * flops / seconds / self.peak
-        return values
+        tokens = share * self.load.work.tokens
+        flops = share * self.readings * training_flops(self.sizes, self.load.work)
+        self.tokens, self.flops, self.seconds = self.tokens + tokens, self.flops + flops, self.seconds + seconds
+        return self._speeds(tokens, flops, seconds)
+
+    def _speeds(self, tokens: float, flops: float, seconds: float) -> dict[str, float]:
+        found = {"speed/tokens_per_second": tokens / seconds}
+        return found if self.peak is None else found | {"speed/mfu": flops / seconds / self.peak}
 
 
 def sizes_of(encoder: EncoderConfig) -> Sizes:

@@ -7,7 +7,6 @@ run is made of: dev scores, the best weights, and a state to resume from.
 import functools
 import json
 import logging
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,10 +19,10 @@ from bert_mtl.ahead import ahead
 from bert_mtl.attention import training_attention
 from bert_mtl.begun import Begun, check_labels, check_replicas, checked_sizes, facts_of, new_model, train_pipeline
 from bert_mtl.chief import Chief
+from bert_mtl.closing import print_closing
 from bert_mtl.config import TrainConfig
 from bert_mtl.data_facts import data_facts, save_data_facts
 from bert_mtl.devices import make_repeatable, make_strategy, use_xla
-from bert_mtl.exits import head_of
 from bert_mtl.findings import PartAnswers, answer_metrics
 from bert_mtl.history import History
 from bert_mtl.keeper import Keeper
@@ -67,7 +66,7 @@ def train(config: TrainConfig) -> dict:
         fit(begun, keeper)
         result = run.chief.does(lambda: _finish(begun, keeper, labelled))
         if run.chief.here:
-            print(closing_words(run, result))
+            print_closing(run, result, keeper.meter.speeds, list(tracker.missing.values()))
         run.chief.does(lambda: _settle(keeper, result))
     return result
 
@@ -111,7 +110,7 @@ def _finish(begun: Begun, keeper: Keeper, folders: dict[str, Path]) -> dict:
     values = {
         f"{keeper.path(head)}/test_{name}": value for head, found in test.items() for name, value in found.items()
     }
-    keeper.tracker.log({"epoch": len(keeper.epochs), **values}, keeper.step)
+    keeper.tracker.total(values)
     if answers:
         try:
             write_report(run, model, answers, result, keeper.tracker)
@@ -184,31 +183,6 @@ def fit(begun: Begun, keeper: Keeper) -> None:
                 take(steps)
                 keeper.end_steps(len(steps))
             keeper.end_epoch()
-
-
-def closing_words(run: Run, result: dict) -> str:
-    """What a user reads at the end: the scores, where the run is, and what to do next."""
-    heads = {head.name: head for task in run.tasks.values() for head in task.heads.values()}
-    epochs, scores = len(result["epochs"]), []
-    for name in result["dev"]:  # exits too
-        metric = heads[head_of(name)].metric
-        found = {part: result[part][name][metric] for part in ("test", "dev") if result[part].get(name)}
-        if found:
-            scores.append(f"{name}: {', '.join(f'{part} {metric} {value:.4f}' for part, value in found.items())}")
-    folder = shlex.quote(str(run.folder))
-    second = ' text_b="The end made up for a slow start."' if run.facts.pairs else ""
-    return "\n".join(
-        [
-            "",
-            *scores,
-            f"data: {result['data']} · best epoch: {result['best_epoch']} of {epochs} · run: {run.folder}",
-            "",
-            "Next:",
-            f'  python -m bert_mtl.predict run={folder} text="A slow start, but I loved the ending!"{second}',
-            f"  python -m bert_mtl.evaluate run={folder}",
-            f"  python -m bert_mtl.export run={folder} bundle=bundles/{'-'.join(run.config.tasks)}",
-        ]
-    )
 
 
 def overrides() -> list[str] | None:

@@ -120,7 +120,7 @@ def test_the_best_epoch_has_the_highest_mean_of_the_tasks_scores(whole):
 
 @pytest.fixture(scope="module")
 def idle(two_tasks, tmp_path_factory) -> tuple[Path, list[str]]:
-    """A tracked run that learns nothing, and what it has logged."""
+    """A run that learns nothing, and what it has logged."""
     lines: list[str] = []
     listener = logging.Handler()
     listener.emit = lambda record: lines.append(record.getMessage())
@@ -129,7 +129,7 @@ def idle(two_tasks, tmp_path_factory) -> tuple[Path, list[str]]:
     log.setLevel(logging.INFO)
     still = ["optimizer.learning_rate=1e-20", "optimizer.head_learning_rate=null", "train.epochs=8"]
     folder = tmp_path_factory.mktemp("idle")
-    options = [*two_tasks, *still, "train.patience=1", "tracking=wandb", f"run.dir={folder}"]
+    options = [*two_tasks, *still, "train.patience=1", f"run.dir={folder}"]
     train(entry.compose("train", options, TrainConfig))
     log.removeHandler(listener)
     log.setLevel(logging.NOTSET)
@@ -147,20 +147,6 @@ def test_rates_and_weights_and_every_head_are_in_the_log(idle):
     assert imdb.startswith("  imdb: loss ") and "weight 1; dev: accuracy " in imdb
     assert numbers.startswith("  numbers_spans: loss ") and "weight 1; dev: f1 " in numbers
     assert second.startswith("epoch 2: loss ")
-
-
-def test_an_offline_wandb_run_holds_scores_rates_and_weights_of_all_heads(idle):
-    (record,) = (idle[0] / "wandb").glob(f"offline-run-*-{idle[0].name}/run-{idle[0].name}.wandb")
-    stored = record.read_bytes()
-    for key in (
-        "share_imdb",
-        "share_numbers",
-        "weight_imdb",
-        "numbers_spans_loss",
-        "dev_numbers_spans_f1",
-        "test_imdb",
-    ):
-        assert key.encode() in stored
 
 
 def test_a_task_counts_once_in_the_score_however_many_heads_it_has(whole):

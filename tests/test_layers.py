@@ -15,10 +15,10 @@ ORDER = (
     "masking", "packing", "batches", "taught", "part_reader", "input_pipeline", "pooling", "adapters", "encoder",
     "flash_attention", "attention", "checkpoints", "weighting", "r_drop", "exits", "multitask", "served",
     "optimization", "cluster", "rendezvous", "devices", "chief", "answers", "runs", "meter", "parts", "wire", "steps",
-    "teachers", "text_batches", "progress", "selected", "keeper", "begun", "baselines", "mistakes", "calibration",
-    "figures", "curves", "answer_files", "findings", "packages", "origin", "data_facts", "pages", "tables", "frozen",
-    "graph_passes", "quantisation", "onnx_names", "formats", "leaving", "gates", "manifest", "saved_models",
-    "model_card",
+    "teachers", "text_batches", "progress", "selected", "closing", "keeper", "begun", "baselines", "mistakes",
+    "calibration", "figures", "curves", "answer_files", "findings", "packages", "origin", "data_facts", "pages",
+    "tables", "frozen", "graph_passes", "quantisation", "onnx_names", "formats", "leaving", "gates", "manifest",
+    "saved_models", "model_card",
 )  # fmt: skip
 ENTRIES = ("report", "train", "evaluate", "predict", "embed", "export")
 DATA_PREP_MAY = {

@@ -28,6 +28,9 @@ class Board(Tracker):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
 
+    def total(self, values: Mapping[str, float]) -> None:
+        self.log(values, self.step)
+
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         self._text(name, _markdown(columns, rows))
 

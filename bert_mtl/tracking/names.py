@@ -2,7 +2,15 @@
 
 from typing import Literal
 
-FALLING = ("loss", "perplexity", "mse", "ece", "alignment", "uniformity")  # figures that are better when lower
+FALLING = (
+    "loss",
+    "epoch_loss",
+    "perplexity",
+    "mse",
+    "ece",
+    "alignment",
+    "uniformity",
+)  # figures that are better when lower
 
 
 def path_of(task: str, head: str) -> str:

@@ -62,6 +62,9 @@ class Tracker:
     def rewind(self, step: int) -> None:
         """The training goes on from this step: what was told of later ones will be told again."""
 
+    def total(self, values: Mapping[str, float]) -> None:
+        """Values by name of the whole training."""
+
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """A table; each column has cells of one type."""
 
@@ -93,6 +96,9 @@ class Careful(Tracker):
 
     def rewind(self, step):
         self._each("its values of later steps", lambda tracker: tracker.rewind(step))
+
+    def total(self, values):
+        self._each("values of the whole training", lambda tracker: tracker.total(values))
 
     def table(self, name, columns, rows):
         self._each(name, lambda tracker: tracker.table(name, columns, rows))

@@ -18,7 +18,7 @@ from bert_mtl.tracking.tracker import Careful, Cell, Job, Package, Tracker
 log = logging.getLogger(__name__)
 
 KEPT = "wandb.json"  # the id of the folder's run, and where it is shown
-MODEL_FILES = 64 << 20  # bytes: larger files are named by their checksums where files are not asked for
+LARGE = 64 << 20  # bytes from which files are named by their checksums where they are not asked for
 
 
 def start(config: TrackingConfig, job: Job, careful: Careful) -> None:
@@ -87,6 +87,9 @@ class WeightsAndBiases(Tracker):
                 self.run.define_metric(name, step_metric="step", summary=better(name))
         self.run.log({"step": step, **values})
 
+    def total(self, values: Mapping[str, float]) -> None:
+        self.run.summary.update(dict(values))
+
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         self.run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
@@ -119,21 +122,30 @@ class WeightsAndBiases(Tracker):
     def _artifact(self, package: Package) -> wandb.Artifact:
         artifact = wandb.Artifact(package.name, package.kind, metadata=dict(package.metadata))
         for name, file in package.files.items():
-            if self.config.files or file.stat().st_size < MODEL_FILES:
+            if self.config.files or file.stat().st_size < LARGE:
                 artifact.add_file(str(file), name)
             else:
                 artifact.add_reference(file.absolute().as_uri(), name)
         return artifact
 
     def end(self, failed: bool) -> None:
-        """Raises TimeoutError where the service takes longer than `tracking.timeout` for what is still to be sent."""
+        """Raises TimeoutError where the service takes longer than `tracking.timeout` for what is still to be sent, and
+        OSError where wandb's own process could not write."""
         ending = threading.Thread(target=self.run.finish, args=(int(failed),), daemon=True)
         ending.start()
         ending.join(self.config.timeout)
         if ending.is_alive():
             raise TimeoutError(f"not all was sent in {self.config.timeout} s. {self.advice}")
+        if lost := self._errors():
+            raise OSError(f"{len(lost)} errors of wandb, the first: {lost[0]}")
         if not self.online:
             log.info("wandb: %s", self.advice)
+
+    def _errors(self) -> list[str]:
+        """What wandb's own process has failed at, which tells nobody but its log."""
+        file = Path(self.run.settings.log_internal)
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+        return [line.partition('"msg":')[2].rstrip("}") for line in lines if '"level":"ERROR"' in line]
 
     @property
     def advice(self) -> str:
