@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from bert_mtl.config import DataConfig, Filled, Part
+from bert_mtl.config import DataConfig, Filled, Part, TrackingConfig
 from bert_mtl.precisions import REFUSED, Format, Precision
 from conf.entry import Problem, Schema
 
@@ -86,6 +86,7 @@ class ExportConfig(Schema):
     max_drop: NonNegativeFloat | None
     exit_drop: NonNegativeFloat | None
     int8_texts: PositiveInt
+    tracking: TrackingConfig | None = None
 
     def problems(self) -> list[Problem]:
         found = []

@@ -25,6 +25,7 @@ from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.manifest import manifest
 from bert_mtl.model_card import model_card
 from bert_mtl.multitask import MultiTaskModel
+from bert_mtl.packages import bundle_package, run_package
 from bert_mtl.parts import part_pipelines
 from bert_mtl.precisions import REFUSED, Precision
 from bert_mtl.records import load_manifest, sha256
@@ -32,6 +33,7 @@ from bert_mtl.runs import Run, RunError, check_examples, load_model, open_run
 from bert_mtl.saved_models import finish_saved_model
 from bert_mtl.served import ID_INPUTS, Served
 from bert_mtl.tokenization import rust_tokenizer
+from bert_mtl.tracking import Job, open_tracker
 from conf import entry
 from data_prep.build import build
 from serving.bundle import load_bundle
@@ -179,9 +181,27 @@ def write_tokenizer(run: Run, folder: Path) -> None:
 
 def export(config: ExportConfig) -> None:
     """Exports and says what each format costs, and what to do with the bundle."""
-    written = write_bundle(open_run(config.run), config)
+    run = open_run(config.run)
+    written = write_bundle(run, config)
     print("\n".join(said(written, config.precision)))
+    track(run, config, written)
     print(f"bundle: {config.bundle}\n\nNext:\n  python -m serving.server bundle={config.bundle} http.port=8000")
+
+
+def track(run: Run, config: ExportConfig, said: Mapping[str, Any]) -> None:
+    """Tells the tracker of the run that a bundle was made from it, and what that costs; as a job of its own, whose
+    files stand in the run's folder."""
+    tracking, bundle = config.tracking or run.config.tracking, Path(config.bundle)
+    settings = config.model_dump(mode="json")
+    tags = [*run.config.tasks, run.config.data.source]
+    job = Job(run.folder / "exports" / bundle.name, bundle.name, "export", settings, tags, run.folder.name)
+    with open_tracker(tracking, job) as tracker:
+        tracker.uses(run_package(run))
+        drops = {
+            f"{name}/{head}/drop": gate["drop"] for name, heads in said["gates"].items() for head, gate in heads.items()
+        }
+        tracker.total(drops)
+        tracker.makes(bundle_package(bundle, said))
 
 
 def said(manifest: Mapping[str, Any], asked: Precision) -> Iterator[str]:

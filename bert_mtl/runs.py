@@ -8,6 +8,7 @@ taught.safetensors   what teachers answered to the train parts
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -32,7 +33,9 @@ from bert_mtl.records import Manifest, atomic_write
 from bert_mtl.tasks import Task, make_tasks
 from bert_mtl.tokenization import Tokenizer, load_tokenizer
 from bert_mtl.weights import WeightsError
-from conf.entry import Problem, validate
+from conf.entry import ConfigError, Problem, compose, validate
+
+log = logging.getLogger(__name__)
 
 
 class RunError(Exception):
@@ -98,7 +101,24 @@ def run_config(folder: str | Path) -> TrainConfig:
         raise RunError(
             str(Problem("run", "be a folder that bert_mtl.train wrote", str(folder), [str(p.parent) for p in near]))
         )
-    return validate(yaml.safe_load((folder / "config.yaml").read_text()), TrainConfig)
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    try:
+        return validate(stored, TrainConfig)
+    except ConfigError:
+        return validate(_completed(stored, folder), TrainConfig)
+
+
+def _completed(stored: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The configuration of a run of an earlier version, with the defaults of the keys that it did not know."""
+    added, known = [], compose("train", [], TrainConfig).model_dump(mode="json")
+    for section, values in known.items():
+        if section != "tasks" and isinstance(values, dict) and isinstance(stored.get(section), dict):
+            new = {key: value for key, value in values.items() if key not in stored[section]}
+            stored[section] |= new
+            added += [f"{section}.{key}={json.dumps(value)}" for key, value in new.items()]
+    if added:
+        log.warning("%s is of an earlier version; what it does not say is taken to be %s", folder, " ".join(added))
+    return stored
 
 
 def open_run(folder: str | Path, chief: Chief = ALONE) -> Run:

@@ -5,15 +5,21 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
+import yaml
 
+from bert_mtl import train as train_module
 from bert_mtl.config import TrainConfig
-from bert_mtl.runs import RunError, open_run
+from bert_mtl.parts import part_pipelines
+from bert_mtl.runs import RunError, load_model, open_run, part_metrics, run_config
 from bert_mtl.tasks import DataError
 from bert_mtl.train import train
 from conf import entry
 from conf.errors import ConfigError
+from data_prep.build import build
 
 
 def run_training(options, folder, *overrides):
@@ -80,6 +86,7 @@ from bert_mtl.config import TrainConfig
 from bert_mtl.train import train
 from conf import entry
 from conf.errors import ConfigError
+from data_prep.build import build
 for options in json.loads(sys.argv[1]):
     try:
         train(entry.compose("train", options, TrainConfig))
@@ -153,14 +160,57 @@ def test_a_head_that_a_limit_leaves_without_labels_is_refused(toy_options, tmp_p
         run_training([*toy_options, task], tmp_path / "run")
 
 
-def test_a_full_disk_stops_with_the_file_named_and_leaves_no_partial_file(toy_options, tmp_path):
-    """RLIMIT_FSIZE stands for the full disk: writing past it fails in the same way."""
+@contextmanager
+def full_disk(most: int) -> Iterator[Callable[[], None]]:
+    """Files of more bytes cannot be written: RLIMIT_FSIZE stands for the full disk, writing past it fails in the same
+    way. What is yielded frees the disk."""
     limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
     try:
-        with pytest.raises(DataError, match="weights.safetensors could not be written: File too large"):
-            run_training(toy_options, tmp_path, "model.size.hidden_dim=128", "train.epochs=1")
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+LARGE = ["model.size.hidden_dim=128", "train.epochs=2", "train.report=false"]
+
+
+def test_on_a_full_disk_training_goes_on_says_what_is_missing_and_ends_with_an_error(
+    toy_options, tmp_path, capsys, caplog
+):
+    rule = "the weights of the best epoch were lost, as they could not be written: .*weights.safetensors could not be"
+    with full_disk(200_000), pytest.raises(RunError, match=rule):
+        run_training([*toy_options, *LARGE], tmp_path)
     assert not list(tmp_path.glob(".*tmp")) and not (tmp_path / "weights.safetensors").exists()
+    assert not (tmp_path / "state.safetensors").exists() and not (tmp_path / "metrics.json").exists()
+    shown = capsys.readouterr().out
+    assert "best epoch: " in shown and "Missing: " in shown
+    told = [record.getMessage() for record in caplog.records if "not written" in record.getMessage()]
+    assert len(told) == 1 and "weights of the best epoch (they are in memory) not written" in told[0]
+
+
+def test_a_disk_that_is_free_again_by_the_end_gets_everything(toy_options, tmp_path):
+    with full_disk(200_000) as free, pytest.MonkeyPatch.context() as patch:
+        finish = train_module._finish
+        patch.setattr(train_module, "_finish", lambda *given: (free(), finish(*given))[1])
+        result = run_training([*toy_options, *LARGE], tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(result))
+    dev = result["dev"]["imdb"]["accuracy"]
+    assert open_run(tmp_path).weights.exists()
+    answered = part_metrics(load_model(open_run(tmp_path)), dev_part(tmp_path))["imdb"]["accuracy"]
+    assert answered == pytest.approx(dev)
+
+
+def dev_part(folder):
+    run = open_run(folder)
+    return part_pipelines(run, {name: build(run.config, name, run.tokenizer) for name in run.tasks}, "dev")
+
+
+def test_a_run_of_an_earlier_version_is_read_with_the_defaults_of_new_keys(toy_run, tmp_path, caplog):
+    stored = yaml.safe_load((toy_run / "config.yaml").read_text())
+    del stored["train"]["report"], stored["tracking"]["every"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    config = run_config(tmp_path)
+    assert (config.train.report, config.tracking.every) == (True, 20)
+    assert caplog.records[0].getMessage().endswith("taken to be tracking.every=20 train.report=true")
