@@ -3,9 +3,13 @@
 import http.server
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -178,35 +182,115 @@ def test_a_resumed_run_goes_on_under_its_id_and_repeats_nothing(tracked):
     assert [line["step"] for line in read_history(folder)] == [line["step"] for line in before]
 
 
-class Refusing(http.server.BaseHTTPRequestHandler):
-    """A service that knows no key."""
+class Service(http.server.ThreadingHTTPServer):
+    """What wandb's own process asks of the service for a run without artifacts; keeps what it is sent. Without `knows`
+    it takes the key for a wrong one; once `deaf`, it answers nothing more."""
 
-    def do_POST(self):  # noqa: N802
-        self.rfile.read(int(self.headers["content-length"]))
-        body = json.dumps({"errors": [{"message": "user is not logged in"}]}).encode()
-        self.send_response(401)
+    def __init__(self, knows: bool = True):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.knows, self.deaf, self.sent = knows, threading.Event(), list[tuple[str, dict]]()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def answer(self, path: str, body: bytes) -> tuple[int, dict]:
+        if not self.knows:
+            return 401, {"errors": [{"message": "user is not logged in"}]}
+        if path.endswith("/file_stream"):
+            self.sent.append(("file_stream", json.loads(body)))
+        if path != "/graphql":
+            return 200, {}
+        asked = json.loads(body)
+        name, given = re.search(r"(?:query|mutation) (\w+)", asked["query"])[1], asked.get("variables") or {}
+        self.sent.append((name, given))
+        project = {"id": "p", "name": given.get("project"), "entity": {"id": "e", "name": "team"}}
+        bucket = {"id": "b", "name": given.get("name"), "displayName": given.get("displayName"), "project": project}
+        files = [{"name": file, "uploadUrl": f"{self.url}/upload/{file}"} for file in given.get("files", [])]
+        return 200, {
+            "data": {
+                "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
+                "CreateRunFiles": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}},
+            }.get(name, {})
+        }
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Service
+
+    def do_POST(self):
+        status, told = self.server.answer(self.path, self.rfile.read(int(self.headers.get("content-length") or 0)))
+        if self.server.deaf.is_set():
+            time.sleep(20)
+        body = json.dumps(told).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    do_PUT = do_GET = do_POST
 
     def log_message(self, *_):
         pass
 
 
-def test_a_wrong_key_is_said_and_the_run_kept_offline(tmp_path, no_account):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+@contextmanager
+def service(knows: bool = True) -> Iterator[Service]:
+    """A service whose key is the environment's."""
+    server = Service(knows)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_API_KEY", KEY)
-        patch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        patch.setenv("WANDB_BASE_URL", server.url)
         wandb.teardown()
-        with open_tracker(tracking("wandb", mode="auto"), Job(tmp_path, "one", "train")) as tracker:
+        yield server
+        server.shutdown()
+        wandb.teardown()
+
+
+def test_with_a_key_a_run_goes_to_the_service(tmp_path):
+    job = Job(tmp_path, "one", "train", {"seed": 7}, ["imdb"], "sweep-1")
+    with service() as server, open_tracker(tracking("wandb", project="films"), job) as tracker:
+        tracker.log({"imdb/dev_accuracy": 0.5}, 3)
+        tracker.total({"imdb/test_accuracy": 0.75})
+        tracker.end(failed=False)
+        tracker.trackers.clear()
+    assert not tracker.missing
+    first = next(given for name, given in server.sent if name == "UpsertBucket")
+    assert (first["project"], first["groupName"], first["displayName"], first["jobType"], first["tags"]) == (
+        "films", "sweep-1", "one", "train", ["imdb"],
+    )  # fmt: skip
+    assert json.loads(first["config"])["seed"]["value"] == 7
+    files: dict[str, list[str]] = {}
+    for name, given in server.sent:
+        for file, part in given.get("files", {}).items() if name == "file_stream" else ():
+            files.setdefault(file, []).extend(part["content"])
+    assert json.loads(files["wandb-history.jsonl"][0])["imdb/dev_accuracy"] == 0.5
+    assert json.loads(files["wandb-summary.json"][-1])["imdb/test_accuracy"] == 0.75
+    kept = json.loads((tmp_path / "wandb.json").read_text())
+    assert kept == {
+        "id": first["name"],
+        "project": "films",
+        "entity": None,
+        "url": f"{server.url}/team/films/runs/{first['name']}",
+    }
+
+
+def test_a_service_that_goes_away_is_said_and_holds_nobody_up(tmp_path):
+    with service() as server:
+        with open_tracker(tracking("wandb", timeout=2), Job(tmp_path, "one", "train")) as tracker:
+            server.deaf.set()
             tracker.log({"loss": 1.0}, 1)
-    server.shutdown()
+        (told,) = tracker.missing.values()
+    assert told.startswith(
+        "wandb: the end not written: TimeoutError: not all was sent in 2 s. Send it with: wandb sync "
+    )
+
+
+def test_a_wrong_key_is_said_and_the_run_kept_offline(tmp_path):
+    with service(knows=False), open_tracker(tracking("wandb"), Job(tmp_path, "one", "train")) as tracker:
+        tracker.log({"loss": 1.0}, 1)
     (told,) = tracker.missing.values()
     assert "user is not logged in" in told
     assert of_type(lines_of(tmp_path), "history")[0]["item"]["loss"] == 1.0
-    wandb.teardown()
 
 
 def test_without_a_key_auto_stays_offline_and_asks_nobody(tmp_path):

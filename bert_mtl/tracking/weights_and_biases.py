@@ -131,11 +131,21 @@ class WeightsAndBiases(Tracker):
     def end(self, failed: bool) -> None:
         """Raises TimeoutError where the service takes longer than `tracking.timeout` for what is still to be sent, and
         OSError where wandb's own process could not write."""
-        ending = threading.Thread(target=self.run.finish, args=(int(failed),), daemon=True)
+        problems: list[Exception] = []
+
+        def finish() -> None:
+            try:
+                self.run.finish(int(failed))
+            except Exception as error:  # it belongs to the thread that waits
+                problems.append(error)
+
+        ending = threading.Thread(target=finish, daemon=True)
         ending.start()
         ending.join(self.config.timeout)
         if ending.is_alive():
             raise TimeoutError(f"not all was sent in {self.config.timeout} s. {self.advice}")
+        if problems:
+            raise problems[0]
         if lost := self._errors():
             raise OSError(f"{len(lost)} errors of wandb, the first: {lost[0]}")
         if not self.online:
