@@ -21,6 +21,7 @@ SCRIPTS = (("vendor/uPlot.iife.min.js",), ("dom.js", "curves.js", "browser.js", 
 
 HUES = 8  # colours of series in page.css; the ninth series has the first colour again, dashed
 FEW_LABELS = 12  # up to which a confusion matrix keeps the order of its labels and shows shares in its cells
+LONG_LABEL = 8  # characters of a label from which the columns' names stand upright
 CONFUSED_PAIRS = 10
 MINUS = "\N{MINUS SIGN}"
 UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
@@ -85,10 +86,10 @@ def signed(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of 1 in percent, by one decimal below ten and above ninety."""
+    """A share of 1 in percent, by one decimal below ten and above 99."""
     if share is None:
         return "–"
-    return f"{100 * share:.{1 if 0 < share < 0.1 or 0.9 < share < 1 else 0}f} %"
+    return f"{100 * share:.{1 if 0 < share < 0.1 or 0.99 < share < 1 else 0}f} %"
 
 
 def probability(p: float | None) -> str:
@@ -120,8 +121,8 @@ def figure_rows(parts: Mapping[str, Mapping]) -> list[tuple[str, dict[str, float
 
 
 def heat(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict:
-    """A confusion matrix to draw: `labels` (of more than `FEW_LABELS` the most frequent first) and `rows` of them, each
-    with its `total` and `cells` of `count` and `share` of the row."""
+    """A confusion matrix to draw: `labels` (of more than `FEW_LABELS` the most frequent first), `rows` of them, each with
+    its `total` and `cells` of `count` and `share` of the row, and whether there are `many` and names stand `upright`."""
     totals = [sum(row) for row in confusion]
     order = list(range(len(labels)))
     if len(labels) > FEW_LABELS:
@@ -134,7 +135,9 @@ def heat(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict:
         }
         for true in order
     ]
-    return {"labels": [labels[label] for label in order], "rows": rows, "many": len(labels) > FEW_LABELS}
+    many = len(labels) > FEW_LABELS
+    upright = many or (len(labels) > 4 and max(map(len, labels)) > LONG_LABEL)
+    return {"labels": [labels[label] for label in order], "rows": rows, "many": many, "upright": upright}
 
 
 def confused_pairs(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[dict]:
@@ -161,7 +164,9 @@ def epoch_lines(history: Sequence[Mapping]) -> list[Mapping]:
 
 def reach(against: Sequence[Mapping | None]) -> float:
     """Half the width of a scale around 0 on which all intervals of differences lie."""
-    ends = [abs(each[end]) for each in against if each for end in ("low", "high", "difference") if each[end] is not None]
+    ends = [
+        abs(each[end]) for each in against if each for end in ("low", "high", "difference") if each[end] is not None
+    ]
     return max(ends, default=0.0) * 1.08 or 1.0
 
 

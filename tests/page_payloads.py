@@ -36,7 +36,7 @@ def confusion(rng: random.Random, totals: Sequence[int], share: float) -> list[l
 
 
 def precision_recall(labels: Sequence[str], level: float) -> dict[str, dict[str, list[float]]]:
-    steps = [step / 100 for step in range(101)]
+    steps = [step / 20 for step in range(21)]
     return {
         label: {
             "recall": steps,
@@ -58,10 +58,21 @@ def classification(labels: Sequence[str], totals: Sequence[int], share: float, e
     table = confusion(rng, totals, share)
     right = sum(row[place] for place, row in enumerate(table))
     accuracy = right / sum(totals)
-    wrong = [(true, other) for true in range(len(labels)) for other in range(len(labels)) for _ in range(table[true][other]) if true != other]
+    wrong = [
+        (true, other)
+        for true in range(len(labels))
+        for other in range(len(labels))
+        for _ in range(table[true][other])
+        if true != other
+    ]
     rng.shuffle(wrong)
     listed = [
-        {"text": sentence(rng, rng.randrange(4, 120)), "label": labels[true], "predicted": labels[other], "probability": probability}
+        {
+            "text": sentence(rng, rng.randrange(4, 120)),
+            "label": labels[true],
+            "predicted": labels[other],
+            "probability": probability,
+        }
         for (true, other), probability in zip(wrong, sorted((rng.uniform(0.5, 1) for _ in range(errors)), reverse=True))
     ]
     return {
@@ -102,7 +113,10 @@ def tagging(errors: int) -> dict:
         {"type": "city", "start": boston, "end": boston + 6, "text": "Boston"},
     ]
     found = [{"type": "object_name", "start": boston, "end": boston + 6, "text": "Boston", "score": 0.71}]
-    types = {kind: {"f1": 0.98 - place / 12, "precision": 0.97 - place / 11, "recall": 0.99 - place / 13} for place, kind in enumerate(SLOTS)}
+    types = {
+        kind: {"f1": 0.98 - place / 12, "precision": 0.97 - place / 11, "recall": 0.99 - place / 13}
+        for place, kind in enumerate(SLOTS)
+    }
     return {
         "kind": "tagging", "metric": "f1", "examples": 700, "f1": 0.9512, "precision": 0.9488, "recall": 0.9536, "accuracy": 0.9811, "loss": 0.09,
         "by_length": [{"up_to": 7 + 3 * place, "examples": 175, "f1": 0.96 - place / 80} for place in range(4)],
@@ -136,11 +150,23 @@ def history(heads: dict[str, dict], epochs: int, steps: int, every: int = 10) ->
             rate = 1e-4 * min(step / (total / 10), (total - step) / (total * 0.9))
             speed = {"speed/tokens_per_second": rng.gauss(41_000, 900), "speed/mfu": rng.gauss(0.31, 0.005)}
             norms = {"optimizer/learning_rate": rate, "optimizer/gradient_norm": rng.uniform(0.6, 1.6)}
-            lines.append({"step": step, "epoch": step / steps, "loss": sum(losses.values()), **losses, **norms, **speed})
-        done: dict[str, Any] = {"step": epoch * steps, "epoch": epoch, "seconds": 192.4, "loss": 3 / epoch, "score": 0.8 - 0.1 / epoch}
+            lines.append(
+                {"step": step, "epoch": step / steps, "loss": sum(losses.values()), **losses, **norms, **speed}
+            )
+        done: dict[str, Any] = {
+            "step": epoch * steps,
+            "epoch": epoch,
+            "seconds": 192.4,
+            "loss": 3 / epoch,
+            "score": 0.8 - 0.1 / epoch,
+        }
         for head in heads.values():
             best = head["parts"]["dev"].get(head["metric"], 0.5)
-            done |= {f"{head['path']}/loss": 1 / epoch, f"{head['path']}/dev_{head['metric']}": best - 0.2 * 0.4**epoch, f"{head['path']}/dev_loss": 0.3 + 0.5 / epoch}
+            done |= {
+                f"{head['path']}/loss": 1 / epoch,
+                f"{head['path']}/dev_{head['metric']}": best - 0.2 * 0.4**epoch,
+                f"{head['path']}/dev_loss": 0.3 + 0.5 / epoch,
+            }
             done[f"mixing/{head['task']}"] = 1 / len(heads) + epoch / 100
         if "imdb" in heads:
             done["imdb/exit2/dev_accuracy"] = 0.8 - 0.2 * 0.4**epoch
@@ -153,13 +179,25 @@ def report(errors: int = 120, epochs: int = 3) -> dict:
 
     def head(task: str, path: str, made: Any) -> dict:
         parts = {"dev": made(0), "test": made(1)}
-        return {"task": task, "kind": parts["dev"]["kind"], "path": path, "metric": parts["dev"]["metric"], "parts": parts}
+        return {
+            "task": task,
+            "kind": parts["dev"]["kind"],
+            "path": path,
+            "metric": parts["dev"]["metric"],
+            "parts": parts,
+        }
 
     heads = {
-        "imdb": head("imdb", "imdb", lambda at: classification(["neg", "pos"], [500, 500 + 100 * at], 0.86, errors, at)),
-        "trec": head("trec", "trec", lambda at: classification(QUESTIONS, [9, 138, 94, 65, 81, 113], 0.92, errors, 2 + at)),
+        "imdb": head(
+            "imdb", "imdb", lambda at: classification(["neg", "pos"], [500, 500 + 100 * at], 0.86, errors, at)
+        ),
+        "trec": head(
+            "trec", "trec", lambda at: classification(QUESTIONS, [9, 138, 94, 65, 81, 113], 0.92, errors, 2 + at)
+        ),
         "goemotions": head("goemotions", "goemotions", lambda at: multilabel(errors, 4 + at)),
-        "snips_intent": head("snips", "snips/intent", lambda at: classification(INTENTS, [100] * 7, 0.98, errors, 6 + at)),
+        "snips_intent": head(
+            "snips", "snips/intent", lambda at: classification(INTENTS, [100] * 7, 0.98, errors, 6 + at)
+        ),
         "snips_slots": head("snips", "snips/slots", lambda at: tagging(12 * at)),
         "stsb": head("stsb", "stsb", lambda at: regression(errors, 8 + at)),
     }
@@ -180,11 +218,27 @@ def report(errors: int = 120, epochs: int = 3) -> dict:
             }
             for part, size in (("train", 2000), ("dev", 1000), ("test", 1100))
         }  # fmt: skip
-        lengths = {"edges": list(range(0, 544, 32))[:17], "limit": 256, "train": bell, "dev": bell[::-1], "test": [n // 2 for n in bell]}
+        lengths = {
+            "edges": list(range(0, 544, 32))[:17],
+            "limit": 256,
+            "train": bell,
+            "dev": bell[::-1],
+            "test": [n // 2 for n in bell],
+        }
         link = "https://example.org/" + task
-        return {"source": f"built-in sample of {task}", "license": "CC BY 4.0", "link": link, "fingerprint": "9f2c" * 16, "parts": parts, "lengths": lengths}
+        return {
+            "source": f"built-in sample of {task}",
+            "license": "CC BY 4.0",
+            "link": link,
+            "fingerprint": "9f2c" * 16,
+            "parts": parts,
+            "lengths": lengths,
+        }
 
-    exit_parts = {part: {"kind": "classification", "metric": "accuracy", "examples": 1000, "accuracy": 0.79} for part in ("dev", "test")}
+    exit_parts = {
+        part: {"kind": "classification", "metric": "accuracy", "examples": 1000, "accuracy": 0.79}
+        for part in ("dev", "test")
+    }
     return {
         "run": {
             "name": "five-tasks-7b1f", "folder": "runs/five-tasks-7b1f", "tasks": ["imdb", "trec", "goemotions", "snips", "stsb"], "data": "sample",
@@ -212,7 +266,11 @@ def compare(disagreements: int = 130) -> dict:
     names = ["alone", "together", "taught"]
 
     def scores(mean: float, deviation: float | None = 0.0042) -> dict:
-        return {"mean": mean, "deviation": deviation, "values": [mean - 0.004, mean, mean + 0.004] if deviation else [mean]}
+        return {
+            "mean": mean,
+            "deviation": deviation,
+            "values": [mean - 0.004, mean, mean + 0.004] if deviation else [mean],
+        }
 
     def against(difference: float, verdict: str, p: float, mcnemar: bool = True) -> dict:
         test = {"only_baseline": 61, "only_this": 104, "p": p, "p_adjusted": min(1.0, 4 * p)}
@@ -222,7 +280,14 @@ def compare(disagreements: int = 130) -> dict:
     listed = []
     for place in range(disagreements):
         right = [(True, False, True), (False, True, True), (False, False, True), (True, True, False)][place % 4]
-        listed.append({"text": sentence(rng, 30) if place else HOSTILE, "label": "pos", "answers": ["pos" if each else "neg" for each in right], "right": list(right)})
+        listed.append(
+            {
+                "text": sentence(rng, 30) if place else HOSTILE,
+                "label": "pos",
+                "answers": ["pos" if each else "neg" for each in right],
+                "right": list(right),
+            }
+        )
     heads = {
         "imdb": {"kind": "classification", "metric": "accuracy", "higher_is_better": True, "scores": [scores(0.9236), scores(0.9140, 0.0021), scores(0.9353, 0.0012)],
                  "against": [against(-0.0096, "worse", 0.0004), against(0.0117, "better", 0.008)], "disagreements": listed},

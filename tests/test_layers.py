@@ -15,7 +15,7 @@ ORDER = (
     "taught", "part_reader", "input_pipeline", "pooling", "adapters", "encoder", "flash_attention", "attention",
     "checkpoints", "weighting", "r_drop", "exits", "multitask", "served", "optimization", "cluster", "rendezvous",
     "devices", "chief", "answers", "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking",
-    "baselines", "mistakes", "calibration", "figures", "tables", "frozen", "graph_passes", "quantisation",
+    "baselines", "mistakes", "calibration", "figures", "tables", "pages", "frozen", "graph_passes", "quantisation",
     "onnx_names", "formats", "leaving", "gates", "manifest", "saved_models", "model_card",
 )  # fmt: skip
 ENTRIES = ("train", "evaluate", "predict", "embed", "export")

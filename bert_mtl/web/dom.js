@@ -20,7 +20,7 @@ const HUES = 8; // colours of series in page.css
 const dot = (index) => h("i", { class: `dot hue-${index % HUES}`, "aria-hidden": "true" });
 
 const FORMATS = {
-  count: new Intl.NumberFormat("en"),
+  count: new Intl.NumberFormat("en", { maximumFractionDigits: 0 }),
   percent: new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 }),
   number: new Intl.NumberFormat("en", { maximumSignificantDigits: 4 }),
   short: new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }),
@@ -29,7 +29,7 @@ const FORMATS = {
 /** A number as people read it, in one of the formats; a dash for null. */
 function show(value, format = "number") {
   if (value == null) return "–";
-  if (value !== 0 && Math.abs(value) < 0.001) return value.toExponential(1).replaceAll("-", "−");
+  if (value !== 0 && Math.abs(value) < 0.001 && format === "number") return value.toExponential(1).replaceAll("-", "−");
   return FORMATS[format].format(value).replace("-", "−");
 }
 
