@@ -121,8 +121,9 @@ def figure_rows(parts: Mapping[str, Mapping]) -> list[tuple[str, dict[str, float
 
 
 def heat(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict:
-    """A confusion matrix to draw: `labels` (of more than `FEW_LABELS` the most frequent first), `rows` of them, each with
-    its `total` and `cells` of `count` and `share` of the row, and whether there are `many` and names stand `upright`."""
+    """A confusion matrix to draw: `labels` (of more than `FEW_LABELS` the most frequent first) and `rows` of them, each
+    with its `total` and `cells` of `count` and `share` of the row; `many` labels have small cells, long ones stand
+    `upright`."""
     totals = [sum(row) for row in confusion]
     order = list(range(len(labels)))
     if len(labels) > FEW_LABELS:
@@ -142,7 +143,7 @@ def heat(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict:
 
 def confused_pairs(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[dict]:
     """The wrong answers given most often: `label`, `predicted`, `count`, `share` of the label's examples."""
-    found = [
+    found: list[dict[str, Any]] = [
         {"label": labels[true], "predicted": labels[other], "count": count, "share": count / sum(row)}
         for true, row in enumerate(confusion)
         for other, count in enumerate(row)
@@ -188,8 +189,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    tests = (shown, signed, percent, probability, duration, as_json)
-    environment.filters |= {function.__name__: function for function in tests}
+    formats = (shown, signed, percent, probability, duration, as_json)
+    environment.filters |= {function.__name__: function for function in formats}
     environment.filters |= {
         "metric": lambda name: METRICS.get(name, (name.replace("_", " "),))[0],
         "metric_note": lambda name: METRICS.get(name, ("", ""))[1],

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 EMOTIONS = (
-    "admiration amusement anger annoyance approval caring confusion curiosity desire disappointment disapproval disgust "
-    "embarrassment excitement fear gratitude grief joy love nervousness optimism pride realization relief remorse "
+    "admiration amusement anger annoyance approval caring confusion curiosity desire disappointment disapproval "
+    "disgust embarrassment excitement fear gratitude grief joy love nervousness optimism pride realization relief remorse "
     "sadness surprise neutral"
 ).split()
 QUESTIONS = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]
@@ -66,6 +66,7 @@ def classification(labels: Sequence[str], totals: Sequence[int], share: float, e
         if true != other
     ]
     rng.shuffle(wrong)
+    sure = sorted((rng.uniform(0.5, 1) for _ in range(errors)), reverse=True)
     listed = [
         {
             "text": sentence(rng, rng.randrange(4, 120)),
@@ -73,11 +74,20 @@ def classification(labels: Sequence[str], totals: Sequence[int], share: float, e
             "predicted": labels[other],
             "probability": probability,
         }
-        for (true, other), probability in zip(wrong, sorted((rng.uniform(0.5, 1) for _ in range(errors)), reverse=True))
+        for (true, other), probability in zip(wrong, sure, strict=False)
     ]
     return {
-        "kind": "classification", "metric": "accuracy", "examples": sum(totals), "accuracy": accuracy, "macro_f1": accuracy - 0.01,
-        "matthews": 2 * accuracy - 1, "loss": 0.41, "auc": 0.5 + accuracy / 2, "ece": 0.041, "labels": list(labels), "confusion": table,
+        "kind": "classification",
+        "metric": "accuracy",
+        "examples": sum(totals),
+        "accuracy": accuracy,
+        "macro_f1": accuracy - 0.01,
+        "matthews": 2 * accuracy - 1,
+        "loss": 0.41,
+        "auc": 0.5 + accuracy / 2,
+        "ece": 0.041,
+        "labels": list(labels),
+        "confusion": table,
         "by_length": [
             {"up_to": up_to, "examples": sum(totals) // 4, "accuracy": accuracy + gain}
             for up_to, gain in ((74, 0.03), (139, 0.01), (211, -0.01), (512, -0.03))
@@ -85,24 +95,38 @@ def classification(labels: Sequence[str], totals: Sequence[int], share: float, e
         "curves": {
             "calibration": calibration(0.06),
             "precision_recall": precision_recall(labels, accuracy),
-            "confidences": {"right": [0] * 10 + [place**3 for place in range(10)], "wrong": [0] * 10 + [1 + place for place in range(10)]},
+            "confidences": {
+                "right": [0] * 10 + [place**3 for place in range(10)],
+                "wrong": [0] * 10 + [1 + place for place in range(10)],
+            },
         },
         "errors": listed,
-    }  # fmt: skip
+    }
 
 
 def multilabel(errors: int, seed: int) -> dict:
     rng = random.Random(seed)
     listed = [
-        {"text": sentence(rng, 14), "labels": rng.sample(EMOTIONS, place % 3), "predicted": rng.sample(EMOTIONS, 1 + place % 2)}
+        {
+            "text": sentence(rng, 14),
+            "labels": rng.sample(EMOTIONS, place % 3),
+            "predicted": rng.sample(EMOTIONS, 1 + place % 2),
+        }
         | {"probability": 1 - place / 500}
         for place in range(errors)
-    ]  # fmt: skip
+    ]
     return {
-        "kind": "multilabel", "metric": "macro_f1", "examples": 5427, "macro_f1": 0.5131, "micro_f1": 0.5874, "exact_match": 0.4519,
-        "loss": 2.31, "by_length": [{"up_to": 8 + 8 * place, "examples": 1356, "macro_f1": 0.5 + place / 50} for place in range(4)],
-        "curves": {"precision_recall": precision_recall(EMOTIONS, 0.5), "calibration": calibration(0.02)}, "errors": listed,
-    }  # fmt: skip
+        "kind": "multilabel",
+        "metric": "macro_f1",
+        "examples": 5427,
+        "macro_f1": 0.5131,
+        "micro_f1": 0.5874,
+        "exact_match": 0.4519,
+        "loss": 2.31,
+        "by_length": [{"up_to": 8 + 8 * place, "examples": 1356, "macro_f1": 0.5 + place / 50} for place in range(4)],
+        "curves": {"precision_recall": precision_recall(EMOTIONS, 0.5), "calibration": calibration(0.02)},
+        "errors": listed,
+    }
 
 
 def tagging(errors: int) -> dict:
@@ -118,11 +142,22 @@ def tagging(errors: int) -> dict:
         for place, kind in enumerate(SLOTS)
     }
     return {
-        "kind": "tagging", "metric": "f1", "examples": 700, "f1": 0.9512, "precision": 0.9488, "recall": 0.9536, "accuracy": 0.9811, "loss": 0.09,
+        "kind": "tagging",
+        "metric": "f1",
+        "examples": 700,
+        "f1": 0.9512,
+        "precision": 0.9488,
+        "recall": 0.9536,
+        "accuracy": 0.9811,
+        "loss": 0.09,
         "by_length": [{"up_to": 7 + 3 * place, "examples": 175, "f1": 0.96 - place / 80} for place in range(4)],
-        "curves": {"by_type": {kind: scores | {"examples": 240 - 30 * place} for place, (kind, scores) in enumerate(types.items())}},
+        "curves": {
+            "by_type": {
+                kind: scores | {"examples": 240 - 30 * place} for place, (kind, scores) in enumerate(types.items())
+            }
+        },
         "errors": [{"text": text, "spans": given, "predicted": found}] * errors,
-    }  # fmt: skip
+    }
 
 
 def regression(errors: int, seed: int) -> dict:
@@ -133,10 +168,17 @@ def regression(errors: int, seed: int) -> dict:
         for place, label in enumerate(labels[:errors])
     ]
     return {
-        "kind": "regression", "metric": "spearman", "examples": 1379, "pearson": 0.8541, "spearman": 0.8466, "mse": 0.6124, "loss": 0.27,
+        "kind": "regression",
+        "metric": "spearman",
+        "examples": 1379,
+        "pearson": 0.8541,
+        "spearman": 0.8466,
+        "mse": 0.6124,
+        "loss": 0.27,
         "by_length": [{"up_to": 20 + 9 * place, "examples": 345, "spearman": 0.86 - place / 60} for place in range(4)],
-        "curves": {"scatter": [[label, min(5, max(0, rng.gauss(label, 0.6)))] for label in labels]}, "errors": listed,
-    }  # fmt: skip
+        "curves": {"scatter": [[label, min(5, max(0, rng.gauss(label, 0.6)))] for label in labels]},
+        "errors": listed,
+    }
 
 
 def history(heads: dict[str, dict], epochs: int, steps: int, every: int = 10) -> list[dict]:
@@ -145,8 +187,11 @@ def history(heads: dict[str, dict], epochs: int, steps: int, every: int = 10) ->
     total = epochs * steps
     for epoch in range(1, epochs + 1):
         for step in range((epoch - 1) * steps + every, epoch * steps + 1, every):
-            losses = {f"{head['path']}/loss": (0.2 + place / 9 + (1 + place / 3) * 0.5 ** (6 * step / total)) * rng.uniform(0.85, 1.15)
-                      for place, head in enumerate(heads.values())}  # fmt: skip
+            losses = {
+                f"{head['path']}/loss": (0.2 + place / 9 + (1 + place / 3) * 0.5 ** (6 * step / total))
+                * rng.uniform(0.85, 1.15)
+                for place, head in enumerate(heads.values())
+            }
             rate = 1e-4 * min(step / (total / 10), (total - step) / (total * 0.9))
             speed = {"speed/tokens_per_second": rng.gauss(41_000, 900), "speed/mfu": rng.gauss(0.31, 0.005)}
             norms = {"optimizer/learning_rate": rate, "optimizer/gradient_norm": rng.uniform(0.6, 1.6)}
@@ -205,8 +250,11 @@ def report(errors: int = 120, epochs: int = 3) -> dict:
     counts = {
         "imdb": {"imdb": {"neg": 980, "pos": 1020}},
         "goemotions": {"goemotions": {name: 4000 // (1 + place) for place, name in enumerate(EMOTIONS)}},
-        "snips": {"snips_intent": dict.fromkeys(INTENTS, 1800), "snips_slots": {name: 900 - 90 * i for i, name in enumerate(SLOTS)}},
-    }  # fmt: skip
+        "snips": {
+            "snips_intent": dict.fromkeys(INTENTS, 1800),
+            "snips_slots": {name: 900 - 90 * i for i, name in enumerate(SLOTS)},
+        },
+    }
     bell = [12, 90, 260, 410, 420, 320, 210, 140, 90, 60, 40, 30, 20, 12, 8, 20]
 
     def about(task: str) -> dict:
@@ -214,10 +262,13 @@ def report(errors: int = 120, epochs: int = 3) -> dict:
             part: {
                 "examples": size,
                 "truncated": None if part == "dev" else size // 30,
-                "labels": {name: {label: n * size // 2000 for label, n in of.items()} for name, of in counts.get(task, {}).items()},
+                "labels": {
+                    name: {label: n * size // 2000 for label, n in of.items()}
+                    for name, of in counts.get(task, {}).items()
+                },
             }
             for part, size in (("train", 2000), ("dev", 1000), ("test", 1100))
-        }  # fmt: skip
+        }
         lengths = {
             "edges": list(range(0, 544, 32))[:17],
             "limit": 256,
@@ -241,13 +292,26 @@ def report(errors: int = 120, epochs: int = 3) -> dict:
     }
     return {
         "run": {
-            "name": "five-tasks-7b1f", "folder": "runs/five-tasks-7b1f", "tasks": ["imdb", "trec", "goemotions", "snips", "stsb"], "data": "sample",
-            "seed": 7, "started": "2025-11-28T14:31:07+00:00", "git": {"commit": "16eb58b0c1d2e3f4a5b6c7d8e9f0", "dirty": True},
-            "versions": {"tensorflow": "2.21.0", "keras": "3.15.1"}, "machine": {"cpu": "x86", "cores": 2, "gpus": []}, "seconds": 577.2,
-            "steps": 400 * epochs, "epochs": epochs, "best_epoch": min(2, epochs), "parameters": 22_713_216,
+            "name": "five-tasks-7b1f",
+            "folder": "runs/five-tasks-7b1f",
+            "tasks": ["imdb", "trec", "goemotions", "snips", "stsb"],
+            "data": "sample",
+            "seed": 7,
+            "started": "2025-11-28T14:31:07+00:00",
+            "git": {"commit": "16eb58b0c1d2e3f4a5b6c7d8e9f0", "dirty": True},
+            "versions": {"tensorflow": "2.21.0", "keras": "3.15.1"},
+            "machine": {"cpu": "x86", "cores": 2, "gpus": []},
+            "seconds": 577.2,
+            "steps": 400 * epochs,
+            "epochs": epochs,
+            "best_epoch": min(2, epochs),
+            "parameters": 22_713_216,
         },
         "commands": [
-            {"what": "Train it again", "command": "python -m bert_mtl.train task=[imdb,trec,goemotions,snips,stsb] seed=7 train.epochs=3"},
+            {
+                "what": "Train it again",
+                "command": "python -m bert_mtl.train task=[imdb,trec,goemotions,snips,stsb] seed=7 train.epochs=3",
+            },
             {"what": "Evaluate it", "command": "python -m bert_mtl.evaluate run=runs/five-tasks-7b1f"},
         ],
         "config": "seed: 7\ntrain:\n  epochs: 3\n  batch_size: 32\n",
@@ -255,9 +319,16 @@ def report(errors: int = 120, epochs: int = 3) -> dict:
         "heads": heads,
         "exits": {"imdb@2": {"parts": exit_parts}},
         "data": {task: about(task) for task in ("imdb", "trec", "goemotions", "snips", "stsb")},
-        "packing": {"rows": 17, "row_length": 512, "fill": 0.991, "steps": 400, "examples_per_step": 31.8, "kind": "packed"},
+        "packing": {
+            "rows": 17,
+            "row_length": 512,
+            "fill": 0.991,
+            "steps": 400,
+            "examples_per_step": 31.8,
+            "kind": "packed",
+        },
         "warnings": [],
-    }  # fmt: skip
+    }
 
 
 def compare(disagreements: int = 130) -> dict:
@@ -274,8 +345,16 @@ def compare(disagreements: int = 130) -> dict:
 
     def against(difference: float, verdict: str, p: float, mcnemar: bool = True) -> dict:
         test = {"only_baseline": 61, "only_this": 104, "p": p, "p_adjusted": min(1.0, 4 * p)}
-        return {"difference": difference, "low": difference - 0.009, "high": difference + 0.008, "p": p, "p_adjusted": min(1.0, 4 * p),
-                "mcnemar": test if mcnemar else None, "examples": 1100, "verdict": verdict}  # fmt: skip
+        return {
+            "difference": difference,
+            "low": difference - 0.009,
+            "high": difference + 0.008,
+            "p": p,
+            "p_adjusted": min(1.0, 4 * p),
+            "mcnemar": test if mcnemar else None,
+            "examples": 1100,
+            "verdict": verdict,
+        }
 
     listed = []
     for place in range(disagreements):
@@ -289,13 +368,34 @@ def compare(disagreements: int = 130) -> dict:
             }
         )
     heads = {
-        "imdb": {"kind": "classification", "metric": "accuracy", "higher_is_better": True, "scores": [scores(0.9236), scores(0.9140, 0.0021), scores(0.9353, 0.0012)],
-                 "against": [against(-0.0096, "worse", 0.0004), against(0.0117, "better", 0.008)], "disagreements": listed},
-        "snips_slots": {"kind": "tagging", "metric": "f1", "higher_is_better": True, "scores": [scores(0.9548), scores(0.9550), scores(0.9518)],
-                        "against": [against(0.0002, "no difference shown", 0.81, False), against(-0.003, "no difference shown", 0.31, False)], "disagreements": []},
-        "stsb": {"kind": "regression", "metric": "spearman", "higher_is_better": True, "scores": [scores(0.8521, None), scores(0.8528, None), {"mean": None, "deviation": None, "values": []}],
-                 "against": [against(0.0007, "no difference shown", 0.64, False), None], "disagreements": []},
-    }  # fmt: skip
+        "imdb": {
+            "kind": "classification",
+            "metric": "accuracy",
+            "higher_is_better": True,
+            "scores": [scores(0.9236), scores(0.9140, 0.0021), scores(0.9353, 0.0012)],
+            "against": [against(-0.0096, "worse", 0.0004), against(0.0117, "better", 0.008)],
+            "disagreements": listed,
+        },
+        "snips_slots": {
+            "kind": "tagging",
+            "metric": "f1",
+            "higher_is_better": True,
+            "scores": [scores(0.9548), scores(0.9550), scores(0.9518)],
+            "against": [
+                against(0.0002, "no difference shown", 0.81, False),
+                against(-0.003, "no difference shown", 0.31, False),
+            ],
+            "disagreements": [],
+        },
+        "stsb": {
+            "kind": "regression",
+            "metric": "spearman",
+            "higher_is_better": True,
+            "scores": [scores(0.8521, None), scores(0.8528, None), {"mean": None, "deviation": None, "values": []}],
+            "against": [against(0.0007, "no difference shown", 0.64, False), None],
+            "disagreements": [],
+        },
+    }
 
     def line(level: float, falls: bool) -> list[list[float]]:
         return [[step, level + (0.9 if falls else -0.3) * 0.5 ** (step / 150)] for step in range(100, 1300, 100)]
@@ -304,14 +404,34 @@ def compare(disagreements: int = 130) -> dict:
     return {
         "part": "test",
         "groups": [
-            {"name": name, "differs": differs[at], "runs": [
-                {"name": f"{name}-{seed}", "folder": f"runs/{name}-{seed}", "seed": seed, "started": "2025-11-28T14:31:07", "seconds": 300.0}
-                for seed in (1, 2, 3)]}
-            for at, name in enumerate(names)],
+            {
+                "name": name,
+                "differs": differs[at],
+                "runs": [
+                    {
+                        "name": f"{name}-{seed}",
+                        "folder": f"runs/{name}-{seed}",
+                        "seed": seed,
+                        "started": "2025-11-28T14:31:07",
+                        "seconds": 300.0,
+                    }
+                    for seed in (1, 2, 3)
+                ],
+            }
+            for at, name in enumerate(names)
+        ],
         "heads": heads,
-        "curves": {name: [line(level + at / 50, "loss" in name) for at in range(3)] for name, level in
-                   (("imdb/dev_accuracy", 0.9), ("snips/slots/dev_f1", 0.93), ("stsb/dev_spearman", 0.83), ("imdb/loss", 0.2), ("imdb/dev_macro_f1", 0.9))},
+        "curves": {
+            name: [line(level + at / 50, "loss" in name) for at in range(3)]
+            for name, level in (
+                ("imdb/dev_accuracy", 0.9),
+                ("snips/slots/dev_f1", 0.93),
+                ("stsb/dev_spearman", 0.83),
+                ("imdb/loss", 0.2),
+                ("imdb/dev_macro_f1", 0.9),
+            )
+        },
         "speed": [{"tokens_per_second": 40_000.0 - 700 * at, "seconds": 300.0 + 90 * at} for at in range(3)],
         "configs": {"task": ["imdb", "[imdb,snips,stsb]", "[imdb,snips,stsb]"], "distill.weight": ["0", "0", "0.5"]},
         "notes": ["Answers to stsb are missing in the runs of taught."],
-    }  # fmt: skip
+    }

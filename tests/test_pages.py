@@ -2,11 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import page_payloads as payloads
 import pytest
 
@@ -158,6 +161,45 @@ def test_the_scale_of_differences_holds_every_interval():
 def test_average_precision_is_the_mean_over_recall():
     assert pages.average_precision({"precision": [1.0, 0.5, None]}) == 0.75
     assert pages.average_precision({"precision": [None]}) is None
+
+
+EYES = {
+    "all cones": np.eye(3),
+    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "no blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+"""What eyes make of linear RGB (Machado et al. 2009)."""
+
+
+@pytest.mark.parametrize("eyes", EYES)
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_colours_of_series_differ_to_all_eyes(eyes, scheme):
+    style = (pages.WEB / "page.css").read_text().split("@media screen")[scheme]
+    codes = dict(re.findall(r"--(hue-\d|card): (#[0-9a-f]+)", style))
+    assert len(codes) == pages.HUES + 1
+    linear = {name: linear_rgb(code.replace("#fff", "#ffffff")) for name, code in codes.items()}
+    card = linear.pop("card") @ LUMINANCE
+    for colour in linear.values():
+        low, high = sorted((card, colour @ LUMINANCE))
+        assert (high + 0.05) / (low + 0.05) >= 3  # WCAG 2.2, of graphics
+    seen = [lab(np.array(EYES[eyes]) @ colour) for colour in linear.values()]
+    assert min(np.linalg.norm(one - other) for one, other in combinations(seen, 2)) >= 20
+
+
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+
+
+def linear_rgb(code: str) -> np.ndarray:
+    values = np.array([int(code[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def lab(linear: np.ndarray) -> np.ndarray:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], LUMINANCE, [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(linear, 0, 1) / to_xyz.sum(axis=1)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def test_the_report_says_first_what_was_learned_and_how_well(page):

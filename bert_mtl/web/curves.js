@@ -92,7 +92,7 @@ function options(series, state, mark, format, room, tell) {
   const lines = series.flatMap((one, index) => {
     const line = {
       show: !state.hidden.has(index), spanGaps: true, width: 2, dash: dashed(one) ? [6, 4] : undefined,
-      stroke: () => colour(`--hue-${one.hue % HUES}`), points: { show: one.points.length <= 20, size: 6 },
+      stroke: () => colour(`--hue-${one.hue % HUES}`), points: { show: one.points.length <= 20, size: 6, fill: () => colour("--card") },
     };
     return state.smooth ? [{ ...line, width: 1, alpha: RAW }, { ...line, points: { show: false } }] : [line];
   });
