@@ -329,6 +329,14 @@ def test_a_head_has_one_colour_everywhere(page):
     assert len(colours) == 4 and len(set(colours)) == 1
 
 
+def test_the_index_marks_the_section_that_is_read(page):
+    current = page.locator("#index [aria-current]")
+    page.evaluate("document.getElementById('head-stsb').scrollIntoView({behavior: 'instant'})")
+    expect(current).to_have_text("stsb")
+    page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
+    expect(current).to_have_text("Summary")
+
+
 def test_commands_are_copied_whole(page, report):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy").first.click()
@@ -417,7 +425,10 @@ def test_what_a_run_has_not_is_said(open_page):
     payload["heads"]["imdb"]["parts"] = {"dev": bare, "test": bare}
     payload["heads"]["trec"]["parts"]["test"] = bare
     del payload["heads"]["stsb"]["parts"]["test"]
-    payload["run"] |= {"git": None, "best_epoch": 1}
+    far = {"text": "one text", "text_b": "another", "similarity": -0.25}
+    alike = {"kind": "similarity", "metric": "spearman", "examples": 9, "spearman": None, "errors": [far]}
+    payload["heads"]["alike"] = payload["heads"]["stsb"] | {"kind": "similarity", "parts": {"dev": alike}}
+    payload["run"] |= {"git": None, "best_epoch": 1, "machine": {"cpu": "x86", "cores": 2, "gpus": ["H100", "H100"]}}
     payload |= {"exits": {}, "history": [line for line in payload["history"] if "seconds" in line]}
     page = open_page(pages.report_page(payload))
     expect(section(page, "imdb").locator(".empty")).to_have_text("No labelled example.")
@@ -426,7 +437,8 @@ def test_what_a_run_has_not_is_said(open_page):
     trec.get_by_role("button", name="test", exact=True).click()
     expect(trec.locator("[data-of=test] .empty")).to_have_text("No labelled example in test.")
     expect(section(page, "stsb").locator(".switch")).to_have_count(0)
-    expect(page.locator(".top .facts")).to_contain_text("Commit\n–", use_inner_text=True)
+    expect(section(page, "alike").locator(".texts li")).to_have_text("similarity-0.25one textanother".replace("-", "−"))
+    expect(page.locator(".top .facts")).to_contain_text("Commit\n–\nMachine\n2 × H100", use_inner_text=True)
     expect(page.locator("#epochs")).to_be_visible()  # one epoch is told in numbers
     expect(page.locator("#charts canvas").first).to_be_visible()
 

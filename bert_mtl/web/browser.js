@@ -12,7 +12,9 @@ const NONE = "(none)";
 function browser(node, { items, filters, orders, word }) {
   const state = { page: 0 };
   const id = `browser-${document.querySelectorAll(".browser form").length}`;
-  const search = h("input", { type: "search", id: `${id}-search`, placeholder: "All words", autocomplete: "off", spellcheck: "false" });
+  const search = h("input", {
+    type: "search", id: `${id}-search`, placeholder: "All words", autocomplete: "off", spellcheck: "false",
+  });
   const field = (name, options, key) => {
     const select = h("select", { id: `${id}-${key}` }, options.map(([value, label]) => h("option", { value }, label)));
     return [select, h("div", {}, h("label", { for: `${id}-${key}` }, name), select)];
@@ -26,6 +28,11 @@ function browser(node, { items, filters, orders, word }) {
     h("div", { class: "search" }, h("label", { for: `${id}-search` }, "Search"), search),
     chosen.map(([, box]) => box), orders.length > 1 && orderField);
 
+  const where = (pages) => h("span", { class: "small" }, `Page ${state.page + 1} of ${pages}`);
+  const turn = (by, name, pages) => {
+    const disabled = state.page + by < 0 || state.page + by >= pages;
+    return h("button", { type: "button", disabled, onclick: () => { state.page += by; draw(); list.focus(); } }, name);
+  };
   const draw = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const found = items.filter((item) =>
@@ -39,10 +46,9 @@ function browser(node, { items, filters, orders, word }) {
     list.replaceChildren(...found.slice(first, first + PAGE).map((item) => h("li", {}, item.card(words))));
     list.hidden = !found.length;
     list.scrollTop = 0;
-    said.textContent = found.length === items.length ? plural(found.length, word) : `${plural(found.length, word)} of ${show(items.length, "count")}`;
-    const turn = (by, name) => h("button", { type: "button", disabled: state.page + by < 0 || state.page + by >= pages,
-      onclick: () => { state.page += by; draw(); list.focus(); } }, name);
-    pager.replaceChildren(...(pages > 1 ? [turn(-1, "Before"), h("span", { class: "small" }, `Page ${state.page + 1} of ${pages}`), turn(1, "Next")] : []));
+    const of = found.length < items.length ? ` of ${show(items.length, "count")}` : "";
+    said.textContent = plural(found.length, word) + of;
+    pager.replaceChildren(...(pages > 1 ? [turn(-1, "Previous", pages), where(pages), turn(1, "Next", pages)] : []));
   };
   const again = () => { state.page = 0; draw(); };
   form.addEventListener("input", again);
@@ -113,7 +119,10 @@ function spanned(text, spans, types) {
 
 const chip = (name, ...inside) => h("span", { class: "answer" }, h("small", {}, name), inside);
 const texts = (item, words) => [clipped(item.text, words), item.text_b != null && clipped(item.text_b, words)];
-const named = (value) => (Array.isArray(value) ? value.join(", ") || NONE : typeof value === "number" ? show(value) : String(value));
+function named(value) {
+  if (Array.isArray(value)) return value.join(", ") || NONE;
+  return typeof value === "number" ? show(value) : String(value);
+}
 const orNone = (values) => (values.length ? values : [NONE]);
 
 /** What was right and what was answered of an error, as lists of names to filter by; none of numbers. */
@@ -125,35 +134,41 @@ function namesOf(error) {
 
 const SHOWN_APART = new Set(["text", "text_b", "spans", "label", "labels", "predicted"]);
 
+const bothSpans = ({ text, spans, predicted }, types) =>
+  [chip("label"), spanned(text, spans, types), chip("answered"), spanned(text, predicted, types)];
+
+function answersOf(error) {
+  const others = Object.entries(error).filter(([key]) => !SHOWN_APART.has(key));
+  return h("p", { class: "answers" },
+    ["label", "labels"].filter((key) => key in error).map((key) => chip("label", named(error[key]))),
+    "predicted" in error && chip("answered", named(error.predicted)),
+    others.map(([key, value]) => chip(key.replaceAll("_", " "), named(value))));
+}
+
 /** The browser of a head's errors to one part. */
 function errorBrowser(node, errors) {
-  const types = [...new Set(errors.flatMap((error) => (error.spans ? [...error.spans, ...error.predicted].map(({ type }) => type) : [])))].sort();
+  const spans = errors.flatMap((error) => (error.spans ? [...error.spans, ...error.predicted] : []));
+  const types = [...new Set(spans.map(({ type }) => type))].sort();
   const items = errors.map((error) => {
     const [right, answered] = namesOf(error);
-    const card = (words) => h("article", {},
-      error.spans ? [chip("right"), spanned(error.text, error.spans, types), chip("answered"), spanned(error.text, error.predicted, types)]
-        : h("p", { class: "answers" },
-          ["label", "labels"].filter((key) => key in error).map((key) => chip("label", named(error[key]))),
-          "predicted" in error && chip("answered", named(error.predicted)),
-          Object.entries(error).filter(([key]) => !SHOWN_APART.has(key)).map(([key, value]) => chip(key.replaceAll("_", " "), named(value)))),
-      !error.spans && texts(error, words));
+    const card = (words) =>
+      h("article", {}, error.spans ? bothSpans(error, types) : [answersOf(error), texts(error, words)]);
     return { texts: [error.text, error.text_b ?? ""], right, answered, error, card };
   });
   const by = (key, sign) => (a, b) => sign * (a.error[key] - b.error[key]);
   const sure = errors.some(({ probability }) => probability != null);
   const far = (item) => Math.abs(item.error.label - item.error.predicted);
-  const numbers = errors.some(({ label, predicted }) => typeof label === "number" && typeof predicted === "number");
+  const numbers = errors.some((error) => [error.label, error.predicted].every((each) => typeof each === "number"));
   const size = ({ error }) => error.text.length;
   const filtered = items.some(({ right }) => right.length);
   return browser(node, {
     items, word: "error",
-    filters: filtered ? [
-      { name: "True label", options: choices(items, ({ right }) => right), keep: ({ right }, value) => right.includes(value) },
-      { name: "Answer", options: choices(items, ({ answered }) => answered), keep: ({ answered }, value) => answered.includes(value) },
-    ] : [],
+    filters: filtered ? [["True label", "right"], ["Answer", "answered"]].map(([name, key]) => (
+      { name, options: choices(items, (item) => item[key]), keep: (item, value) => item[key].includes(value) })) : [],
     orders: [
       ["Worst first", null],
-      ...(sure ? [["Most confident first", by("probability", -1)], ["Least confident first", by("probability", 1)]] : []),
+      ...(sure ? [["Most confident first", by("probability", -1)]] : []),
+      ...(sure ? [["Least confident first", by("probability", 1)]] : []),
       ...(numbers ? [["Smallest difference first", (a, b) => far(a) - far(b)]] : []),
       ["Shortest first", (a, b) => size(a) - size(b)], ["Longest first", (a, b) => size(b) - size(a)],
     ],
@@ -162,22 +177,23 @@ function errorBrowser(node, errors) {
 
 /** The browser of examples on which the groups of runs disagree. */
 function disagreementBrowser(node, { disagreements }, groups) {
+  const answer = (each, { name }, index) => h("span", { class: "answer" },
+    dot(index), h("small", {}, name), named(each.answers[index] ?? "–"), tick(each.right[index]));
   const items = disagreements.map((each) => ({
-    texts: [each.text, each.text_b ?? ""], right: each.right, answers: each.answers,
+    texts: [each.text, each.text_b ?? ""], right: each.right,
     card: (words) => h("article", {},
-      h("p", { class: "answers" }, chip("label", named(each.label)), groups.map(({ name }, index) =>
-        h("span", { class: "answer" }, dot(index), h("small", {}, name), named(each.answers[index] ?? "–"), tick(each.right[index])))),
+      h("p", { class: "answers" }, chip("label", named(each.label)), groups.map((one, at) => answer(each, one, at))),
       texts(each, words)),
   }));
-  const others = groups.slice(1);
-  const pairs = others.flatMap(({ name }, index) => {
-    const at = index + 1;
-    return [[`base ${at}`, `Only ${groups[0].name} right, ${name} wrong`], [`this ${at}`, `Only ${name} right, ${groups[0].name} wrong`]];
-  });
-  const count = (value) => items.filter((item) => differs(item, value)).length;
+  const [{ name: first }, ...others] = groups;
+  const pairs = others.flatMap(({ name }, index) => [
+    [`base ${index + 1}`, `Only ${first} right, ${name} wrong`],
+    [`this ${index + 1}`, `Only ${name} right, ${first} wrong`],
+  ]);
+  const counted = ([value, name]) => [value, `${name} (${items.filter((item) => differs(item, value)).length})`];
   return browser(node, {
     items, word: "example", orders: [["As they are", null]],
-    filters: [{ name: "Who is right", options: [["", "All"], ...pairs.map(([value, name]) => [value, `${name} (${count(value)})`])], keep: differs }],
+    filters: [{ name: "Who is right", options: [["", "All"], ...pairs.map(counted)], keep: differs }],
   });
 }
 
@@ -186,4 +202,9 @@ function differs({ right }, value) {
   return right[0] === (who === "base") && right[at] === (who === "this");
 }
 
-const tick = (right) => right != null && h("b", { class: right ? "good" : "bad", role: "img", "aria-label": right ? "right" : "wrong" }, right ? "✓" : "✗");
+const MARKS = { true: ["✓", "good", "right"], false: ["✗", "bad", "wrong"] };
+function tick(right) {
+  if (right == null) return null;
+  const [sign, name, words] = MARKS[right];
+  return h("b", { class: name, role: "img", "aria-label": words }, sign);
+}

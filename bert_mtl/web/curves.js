@@ -3,6 +3,7 @@
 const AXIS = 13; // pixels of its letters
 const RAW = 0.28; // opacity of a line beside its smoothed one
 const NOISY = 60; // points from which a line is smoothed at first
+const SHORT = { count: "short" }; // formats along an axis that differ
 const charts = [];
 
 /**
@@ -21,9 +22,10 @@ function chart({ title, note, series, mark, format = "number", log = false, smoo
       button.setAttribute("aria-pressed", !off);
       draw();
     },
-  }, h("i", { class: `stroke hue-${one.hue % HUES}${dashed(one) ? " dashed" : ""}`, "aria-hidden": "true" }), one.name, values[index]));
-  const option = (key, name) => h("label", { class: "option" },
-    h("input", { type: "checkbox", checked: state[key], onchange: (event) => { state[key] = event.target.checked; draw(); } }), name);
+  }, stroke(one), one.name, values[index]));
+  const option = (key, name) => h("label", { class: "option" }, h("input", {
+    type: "checkbox", checked: state[key], onchange: ({ target }) => { state[key] = target.checked; draw(); },
+  }), name);
   const positive = series.every(({ points }) => points.every(([, value]) => value == null || value > 0));
   const figure = h("figure", { class: "chart card" },
     h("figcaption", {}, h("h3", {}, title), note && h("p", { class: "quiet small" }, note)),
@@ -37,7 +39,7 @@ function chart({ title, note, series, mark, format = "number", log = false, smoo
 
   const tell = (index) => {
     at.textContent = index == null ? "Last values" : `Step ${show(steps[index], "count")}`;
-    rows.forEach((row, place) => (values[place].textContent = show(index == null ? row.findLast((value) => value != null) : nearest(row, index), format)));
+    rows.forEach((row, place) => (values[place].textContent = show(nearest(row, index ?? steps.length - 1), format)));
   };
   const draw = () => {
     plot?.destroy();
@@ -66,6 +68,9 @@ function chart({ title, note, series, mark, format = "number", log = false, smoo
 const height = () => (innerWidth < 500 ? 190 : 230);
 const dashed = ({ hue, dashed: asked }) => asked || hue >= HUES;
 
+const stroke = (one) =>
+  h("i", { class: `stroke hue-${one.hue % HUES}${dashed(one) ? " dashed" : ""}`, "aria-hidden": "true" });
+
 /** uPlot's data: all steps, then each series' values at them, null where it has none. */
 function aligned(series) {
   const maps = series.map(({ points }) => new Map(points));
@@ -92,7 +97,8 @@ function options(series, state, mark, format, room, tell) {
   const lines = series.flatMap((one, index) => {
     const line = {
       show: !state.hidden.has(index), spanGaps: true, width: 2, dash: dashed(one) ? [6, 4] : undefined,
-      stroke: () => colour(`--hue-${one.hue % HUES}`), points: { show: one.points.length <= 20, size: 6, fill: () => colour("--card") },
+      stroke: () => colour(`--hue-${one.hue % HUES}`),
+      points: { show: one.points.length <= 20, size: 6, fill: () => colour("--card") },
     };
     return state.smooth ? [{ ...line, width: 1, alpha: RAW }, { ...line, points: { show: false } }] : [line];
   });
@@ -101,6 +107,8 @@ function options(series, state, mark, format, room, tell) {
     grid: { stroke: () => colour("--line"), width: 1 },
   };
   const only = new Set(series.flatMap(({ points }) => points.map(([step]) => step))).size === 1;
+  const numbers = (_, marks) => marks.map((value) => (value == null ? "" : show(value, SHORT[format] ?? format)));
+  const whole = (_, steps) => steps.map((step) => (Number.isInteger(step) ? show(step, "short") : ""));
   return {
     width: room.clientWidth, height: height(), legend: { show: false },
     cursor: { sync: { key: "step", setSeries: false }, points: { size: 7 }, y: false },
@@ -109,10 +117,7 @@ function options(series, state, mark, format, room, tell) {
       y: { distr: state.log ? 3 : 1 },
     },
     series: [{}, ...lines],
-    axes: [
-      { ...axis, size: 32, values: (_, steps) => steps.map((step) => (Number.isInteger(step) ? show(step, "short") : "")) },
-      { ...axis, size: 56, values: (_, marks) => marks.map((value) => (value == null ? "" : show(value, format === "count" ? "short" : format))) },
-    ],
+    axes: [{ ...axis, size: 32, values: whole }, { ...axis, size: 56, values: numbers }],
     hooks: {
       setCursor: [(plot) => tell(plot.cursor.left < 0 ? null : plot.cursor.idx)],
       draw: [(plot) => mark != null && vertical(plot, plot.valToPos(mark, "x", true), colour("--quiet"))],

@@ -29,8 +29,8 @@ const FORMATS = {
 /** A number as people read it, in one of the formats; a dash for null. */
 function show(value, format = "number") {
   if (value == null) return "–";
-  if (value !== 0 && Math.abs(value) < 0.001 && format === "number") return value.toExponential(1).replaceAll("-", "−");
-  return FORMATS[format].format(value).replace("-", "−");
+  const tiny = format === "number" && value !== 0 && Math.abs(value) < 0.001;
+  return (tiny ? value.toExponential(1) : FORMATS[format].format(value)).replaceAll("-", "−");
 }
 
 const plural = (count, word) => `${show(count, "count")} ${word}${count === 1 ? "" : "s"}`;

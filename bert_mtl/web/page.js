@@ -11,14 +11,20 @@ function points(key, ofEpochs) {
   return lines.map((line) => [line.step, line[key]]);
 }
 
-const seriesOf = (list) => list.map(({ key, ofEpochs, ...rest }) => ({ ...rest, points: points(key, ofEpochs) })).filter((one) => one.points.length);
+const seriesOf = (list) => list
+  .map(({ key, ofEpochs, ...rest }) => ({ ...rest, points: points(key, ofEpochs) }))
+  .filter((one) => one.points.length);
 const keysOf = () => [...new Set(payload.history.flatMap(Object.keys))];
 const varies = (series) => series.some((one) => new Set(one.points.map(([, value]) => value)).size > 1);
+
+const NOT_DRAWN = ["step", "epoch", "seconds", "compile_seconds"];
 
 /** The charts of a run's history: those everyone reads first, then whatever else was logged. */
 function historyCharts() {
   const keys = keysOf();
-  const ofHeads = (key, extra = {}) => heads.map(([name, head]) => ({ name, hue: hueOf.get(name), key: key(head), ...extra }));
+  const ofHeads = (key, extra = {}) =>
+    heads.map(([name, head]) => ({ name, hue: hueOf.get(name), key: key(head), ...extra }));
+  const alone = (name, key) => [{ name, hue: 0, key }];
   const prefixed = (prefix) => keys.filter((key) => key.startsWith(prefix));
   const headOf = (path) => heads.findIndex(([, head]) => head.path === path || head.task === path);
   const byPath = (prefix) => prefixed(prefix).map((key, index) => {
@@ -29,21 +35,39 @@ function historyCharts() {
     .map((key) => [key, key.startsWith(`${head.path}/exit`) && /exit(\d+)\/dev_(.*)$/.exec(key)])
     .filter(([, found]) => found && found[2] === head.metric)
     .map(([key, found]) => ({ name: `${name}@${found[1]}`, hue: hueOf.get(name), dashed: true, key, ofEpochs: true })));
+  const rates = prefixed("optimizer/learning_rate")
+    .map((key, index) => ({ name: key.slice("optimizer/".length).replaceAll("_", " "), hue: index, key }));
   const mark = payload.history.find((line) => "seconds" in line && line.epoch === payload.run.best_epoch)?.step;
+  const dev = { ofEpochs: true };
   const first = [
-    { title: "Loss", note: "on train, by head", log: true, smooth: true, series: ofHeads(({ path }) => `${path}/loss`) },
-    { title: "Score on dev", note: "each head's selecting metric", series: [...ofHeads(({ path, metric }) => `${path}/dev_${metric}`, { ofEpochs: true }), ...exits] },
-    { title: "Loss on dev", note: "by head", log: true, series: ofHeads(({ path }) => `${path}/dev_loss`, { ofEpochs: true }) },
-    { title: "Learning rate", log: true, series: prefixed("optimizer/learning_rate").map((key, index) => ({ name: key.slice(10).replaceAll("_", " "), hue: index, key })) },
-    { title: "Speed", note: "tokens a second", format: "count", smooth: true, series: [{ name: "tokens a second", hue: 0, key: "speed/tokens_per_second" }] },
-    { title: "Use of the device", note: "share of its peak (MFU)", smooth: true, format: "percent", series: [{ name: "MFU", hue: 0, key: "speed/mfu" }] },
-    { title: "Mixture", note: "share of the examples of an epoch", format: "percent", series: byPath("mixing/"), only: varies },
+    {
+      title: "Loss", note: "on train, by head", log: true, smooth: true,
+      series: ofHeads(({ path }) => `${path}/loss`),
+    },
+    {
+      title: "Score on dev", note: "each head's selecting metric",
+      series: [...ofHeads(({ path, metric }) => `${path}/dev_${metric}`, dev), ...exits],
+    },
+    { title: "Loss on dev", note: "by head", log: true, series: ofHeads(({ path }) => `${path}/dev_loss`, dev) },
+    { title: "Learning rate", log: true, series: rates },
+    {
+      title: "Speed", note: "tokens a second", format: "count", smooth: true,
+      series: alone("tokens a second", "speed/tokens_per_second"),
+    },
+    {
+      title: "Use of the device", note: "share of its peak (MFU)", format: "percent", smooth: true,
+      series: alone("MFU", "speed/mfu"),
+    },
+    {
+      title: "Mixture", note: "share of the examples of an epoch", format: "percent",
+      series: byPath("mixing/"), only: varies,
+    },
     { title: "Weights of losses", series: byPath("weight/"), only: varies },
   ];
-  const told = new Set(["step", "epoch", "seconds", "compile_seconds", ...first.flatMap(({ series }) => series.map(({ key }) => key))]);
+  const told = new Set([...NOT_DRAWN, ...first.flatMap(({ series }) => series.map(({ key }) => key))]);
   const rest = keys.filter((key) => !told.has(key) && payload.history.some((line) => typeof line[key] === "number"))
-    .map((key) => ({ title: key, log: true, series: [{ name: key, hue: 0, key }] }));
-  const made = (list) => list.map(({ only, ...about }) => ({ ...about, mark, series: seriesOf(about.series), only }))
+    .map((key) => ({ title: key, log: true, series: alone(key, key) }));
+  const made = (list) => list.map((about) => ({ ...about, mark, series: seriesOf(about.series) }))
     .filter(({ series, only }) => series.length && (!only || only(series)));
   return [made(first), made(rest)];
 }
@@ -51,10 +75,12 @@ function historyCharts() {
 /** The charts of a comparison: a chart a curve, a line a group; the heads' metrics first. */
 function comparedCharts() {
   const ends = [...new Set(heads.map(([, head]) => `/dev_${head.metric}`))];
-  const rank = (name) => (ends.some((end) => name.endsWith(end)) ? 0 : name === "loss" || name.endsWith("/loss") ? 1 : 2);
+  const loss = (name) => name === "loss" || name.endsWith("/loss");
+  const rank = (name) => (ends.some((end) => name.endsWith(end)) ? 0 : loss(name) ? 1 : 2);
+  const line = (points, index) => ({ name: payload.groups[index].name, hue: index, points: points ?? [] });
   const made = Object.entries(payload.curves).map(([title, groups]) => ({
     title, rank: rank(title), log: true, smooth: true,
-    series: groups.map((line, index) => ({ name: payload.groups[index].name, hue: index, points: line ?? [] })).filter((one) => one.points.length),
+    series: groups.map(line).filter((one) => one.points.length),
   })).filter(({ series }) => series.length).sort((a, b) => a.rank - b.rank);
   return [made.filter((each) => each.rank < 2), made.filter((each) => each.rank === 2)];
 }
@@ -104,9 +130,12 @@ function connectLabels(node) {
     const button = target.closest("[data-curve]");
     if (!button) return;
     button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
-    const chosen = new Set([...node.querySelectorAll("[data-curve][aria-pressed=true]")].map((each) => each.dataset.curve));
+    const pressed = node.querySelectorAll("[data-curve][aria-pressed=true]");
+    const chosen = new Set([...pressed].map((each) => each.dataset.curve));
     node.classList.toggle("chosen", chosen.size > 0);
-    for (const each of node.querySelectorAll("[data-label]")) each.classList.toggle("on", chosen.has(each.dataset.label));
+    for (const each of node.querySelectorAll("[data-label]")) {
+      each.classList.toggle("on", chosen.has(each.dataset.label));
+    }
   });
 }
 
@@ -121,11 +150,18 @@ function connectCopy(button) {
 
 /** The index marks the section that is being read. */
 function followIndex() {
-  const links = new Map([...document.querySelectorAll("#index a")].map((link) => [link.hash.slice(1), link]));
+  const links = new Map([...document.querySelectorAll("#index a")].map((link) => [link.getAttribute("href").slice(1), link]));
+  const index = document.getElementById("index");
   const sections = [...document.querySelectorAll("main > section")];
+  let last = null;
   const follow = () => {
-    const read = sections.findLast((section) => section.getBoundingClientRect().top < innerHeight / 3) ?? sections[0];
-    for (const [id, link] of links) link.toggleAttribute("aria-current", id === read.id);
+    const begun = (section) => section.getBoundingClientRect().top < innerHeight / 3;
+    const link = links.get((sections.findLast(begun) ?? sections[0]).id);
+    if (link === last) return;
+    last?.removeAttribute("aria-current");
+    link.setAttribute("aria-current", "location");
+    index.scrollTo({ left: link.offsetLeft - index.clientWidth / 3, top: link.offsetTop - index.clientHeight / 2 });
+    last = link;
   };
   addEventListener("scroll", () => requestAnimationFrame(follow), { passive: true });
   follow();
