@@ -53,7 +53,7 @@ def _task_facts(run: Run, name: str, folder: Path) -> dict[str, Any]:
             }
             for part in readers
         },
-        "lengths": {"edges": edges.tolist()}
+        "lengths": {"edges": edges.tolist(), "limit": run.config.tokenizer.max_length}
         | {part: np.histogram(reader.lengths, edges)[0].tolist() for part, reader in readers.items()},
     }
 

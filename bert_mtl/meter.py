@@ -144,7 +144,10 @@ class Meter:
         """What happens inside, such as saving, is no time of steps."""
         began = time.perf_counter()
         yield
-        self.since += time.perf_counter() - began
+        pause = time.perf_counter() - began
+        self.since += pause
+        if self.waiting is not None:
+            self.waiting = self.waiting._replace(asked=self.waiting.asked + pause)
 
     def _numbers(self) -> Any:
         """`(2 * losses + 2,)` on the device: sums and counts of the epoch's losses so far, the norm of the last

@@ -36,10 +36,10 @@ from data_prep.build import build
 ERRORS = 200  # of each head and part that the report shows
 
 
-def text_records(run: Run, task: str, data: DataConfig) -> Path:
-    """The folder of a task's text shards, built where they are missing. Raises RunError where the run's own data is
-    not what it was."""
-    folder = build(on_texts(run.config, data), task, run.tokenizer)
+def text_records(run: Run, task: str, data: DataConfig, quiet: bool = False) -> Path:
+    """The folder of a task's text shards, built where they are missing (`data_prep.build.build`). Raises RunError where
+    the run's own data is not what it was."""
+    folder = build(on_texts(run.config, data), task, run.tokenizer, quiet)
     if data == run.config.data:
         check_examples(run, load_manifest(folder))
     return folder
@@ -47,8 +47,9 @@ def text_records(run: Run, task: str, data: DataConfig) -> Path:
 
 def answer_run(run: Run, model: MultiTaskModel, parts: Sequence[str]) -> list[PartAnswers]:
     """The model's answers to these parts of all tasks with labels."""
-    folders = {name: text_records(run, name, run.config.data) for name, task in run.tasks.items() if task.labelled}
-    reading = reading_texts(run, run.config.data)
+    data, labelled = run.config.data, [name for name, task in run.tasks.items() if task.labelled]
+    folders = {name: text_records(run, name, data, quiet=True) for name in labelled}
+    reading = reading_texts(run, data)
     return [answers for part in parts for answers in answer_texts(reading, model, folders, part)]
 
 

@@ -51,8 +51,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def build(config: PrepareConfig, name: str, tokenizer: Tokenizer) -> Path:
-    """The records folder of task `name`, built where it is missing or anything it depends on changed.
+def build(config: PrepareConfig, name: str, tokenizer: Tokenizer, quiet: bool = False) -> Path:
+    """The records folder of task `name`, built where it is missing or anything it depends on changed; unless `quiet`,
+    the log says what it holds.
 
     Raises:
         DataError: the source, a row, the disk or an existing shard is not as it must be.
@@ -69,7 +70,7 @@ def build(config: PrepareConfig, name: str, tokenizer: Tokenizer) -> Path:
             check_shards(folder, load_manifest(folder))
         else:
             _build(config, name, source, (mark, data), folder, used)
-    for line in describe(folder, load_manifest(folder), make_tasks(config.tasks)[name], used):
+    for line in () if quiet else describe(folder, load_manifest(folder), make_tasks(config.tasks)[name], used):
         log.info("%s", line)
     return folder
 
