@@ -29,12 +29,12 @@ class HeadFacts(NamedTuple):
 
 class HeadAnswers(NamedTuple):
     """Columns of one head, an entry an example: `label` and `answer` texts, `right` bools, all three with nulls;
-    `statistics` `(examples, k)`, rows of NaN where there are none."""
+    `statistics` `(examples, k)`, rows of NaN where there are none, k of 0 for a head without a score."""
 
     label: pa.ChunkedArray
     answer: pa.ChunkedArray
     right: pa.ChunkedArray
-    statistics: np.ndarray | None
+    statistics: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class AnswerTable:
         kinds = ("label", "answer", "right", *(["statistics"] if scored else []))
         table = pq.read_table(self.file, columns=[f"{name}.{kind}" for kind in kinds])
         label, answer, right, *rest = table.columns
-        return HeadAnswers(label, answer, right, _rows(rest[0]) if scored else None)
+        return HeadAnswers(label, answer, right, _rows(rest[0]) if scored else np.zeros((len(label), 0)))
 
 
 def answers_file(folder: Path, part: str, task: str) -> Path:

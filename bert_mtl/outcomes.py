@@ -30,14 +30,14 @@ class Outcomes:
 
     Attributes:
         labels, answers: texts to read.
-        right: `(items,)` bools; None where an answer is not simply right or wrong.
+        right: a bool an item; None where an answer is not simply right or wrong.
         score: which of `bert_mtl.scores` gives the head's metric; None where the metric is of no such kind.
         statistics: `(items, k)` what it is given; rows of NaN have no part in it.
     """
 
     labels: list[str]
     answers: list[str]
-    right: np.ndarray | None = None
+    right: np.ndarray | list[bool | None] | None = None
     score: str | None = None
     statistics: np.ndarray | None = None
 
@@ -110,7 +110,8 @@ def _(head: Similarity, answered: Answered) -> Outcomes:
         return Outcomes(*read)
     statistics = np.full((len(labels), 1), np.nan)
     statistics[pairs, 0] = finds_partner(vectors[pairs])
-    return Outcomes(*read, None, "mean", statistics)
+    right = [None if np.isnan(found) else bool(found) for found in statistics[:, 0]]
+    return Outcomes(*read, right, "mean", statistics)
 
 
 @outcomes.register

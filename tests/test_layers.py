@@ -10,17 +10,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("conf", "spans", "bert_mtl", "data_prep", "serving", "benchmarks")
 ORDER = (
-    "ahead", "dropout", "labels", "kinds", "mixing", "rules", "precisions", "config", "commands", "tasks",
-    "tokenization", "weights", "vocabulary", "records", "encoding", "workers", "masking", "packing", "batches",
-    "taught", "part_reader", "input_pipeline", "pooling", "adapters", "encoder", "flash_attention", "attention",
-    "checkpoints", "weighting", "r_drop", "exits", "multitask", "served", "optimization", "cluster", "rendezvous",
-    "devices", "chief", "answers", "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking",
-    "baselines", "mistakes", "calibration", "figures", "tables", "frozen", "graph_passes", "quantisation",
-    "onnx_names", "formats", "leaving", "gates", "manifest", "saved_models", "model_card",
+    "errors", "atomic", "scores", "significance", "history", "pages", "answer_table", "groups", "overlays",
+    "disagreements", "duel", "comparison", "ahead", "dropout", "labels", "kinds", "mixing", "rules", "precisions",
+    "config", "commands", "tasks", "tokenization", "weights", "vocabulary", "records", "encoding", "workers", "masking",
+    "packing", "batches", "taught", "part_reader", "input_pipeline", "pooling", "adapters", "encoder",
+    "flash_attention", "attention", "checkpoints", "weighting", "r_drop", "exits", "multitask", "served",
+    "optimization", "cluster", "rendezvous", "devices", "chief", "answers", "outcomes", "answer_files", "runs", "wire",
+    "steps", "teachers", "text_batches", "keeper", "tracking", "baselines", "mistakes", "calibration", "figures",
+    "tables", "frozen", "graph_passes", "quantisation", "onnx_names", "formats", "leaving", "gates", "manifest",
+    "saved_models", "model_card",
 )  # fmt: skip
-ENTRIES = ("train", "evaluate", "predict", "embed", "export")
+ENTRIES = ("train", "evaluate", "compare", "predict", "embed", "export")
 DATA_PREP_MAY = {
-    "config", "tasks", "kinds", "labels", "tokenization", "encoding", "records", "vocabulary", "weights", "workers",
+    "atomic", "config", "tasks", "kinds", "labels", "tokenization", "encoding", "records", "vocabulary", "weights",
+    "workers",
 }  # fmt: skip
 STANDARD = set(sys.stdlib_module_names)
 
