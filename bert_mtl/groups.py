@@ -174,11 +174,16 @@ def _names(groups: Sequence[Sequence[FinishedRun]], differs: Sequence[Mapping[st
     keys = [key for key in differs[0] if not key.startswith("fingerprint.")]
     ends = [key.removesuffix(".kind").rsplit(".", 1)[-1] for key in keys]
     labels = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
-    names = [
-        ", ".join(row[key] if key == "task" else f"{label}={row[key]}" for label, key in zip(labels, keys, strict=True))
+    told = [
+        [
+            row[key] if key == "task" else f"{label}={row[key]}"
+            for label, key in zip(labels, keys, strict=True)
+            if row[key] != ABSENT
+        ]
         for row in differs
     ]
-    if len(groups) > 1 and len(set(names)) == len(names) and max(map(len, names)) <= SHORT:
+    names = list(map(", ".join, told))
+    if all(names) and len(set(names)) == len(names) and max(map(len, names)) <= SHORT:
         return names
     firsts = [group[0].name for group in groups]
     if len(set(firsts)) < len(firsts):
