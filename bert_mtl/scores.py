@@ -97,7 +97,7 @@ def _correlation(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> np.ndarray
     """`(resamples,)` linear correlations of `(resamples, examples)` numbers."""
     total = counts.sum(axis=1, keepdims=True)
     a, b = (values - (counts * values).sum(axis=1, keepdims=True) / total for values in (a, b))
-    both, one, other = (np.einsum("re,re,re->r", counts, x, y) for x, y in ((a, b), (a, a), (b, b)))
+    both, one, other = ((counts * x * y).sum(axis=1) for x, y in ((a, b), (a, a), (b, b)))
     varied = (_spread(a, counts) > 0) & (_spread(b, counts) > 0)
     return _ratio(both, np.where(varied, one * other, 0))
 

@@ -11,7 +11,7 @@ from scipy.special import bdtr
 
 from bert_mtl.scores import SCORES
 
-CHUNK = 2_000_000  # numbers of the counts that are in memory at once
+CHUNK = 500_000  # numbers of the counts that are in memory at once
 ZERO = 1e-12  # differences below it are rounding
 
 

@@ -1,6 +1,8 @@
 """A part's answers as a file: the numbers in it give every kind's metric again, and a reader needs no model."""
 
 import logging
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,3 +204,18 @@ def test_items_of_an_unknown_kind_can_be_read(tmp_path, monkeypatch):
     assert table.heads["t_size"] == ("length", "error", -1.0, None)
     assert table.head("t_size").label.to_pylist() == ["2"]
     assert table.head("t_size").answer.to_pylist() == ['{"length": 1.5}']
+
+
+def test_the_documented_outcomes_of_a_kind_of_ones_own_give_its_metric(monkeypatch):
+    docs = Path(__file__).parents[1] / "docs"
+    (kind,) = re.findall(r"^`ordinal.py`:\n\n```python\n(.*?)^```", (docs / "custom_tasks.md").read_text(), re.S | re.M)
+    (more,) = re.findall(r"^```python\n(.*?)^```", (docs / "experiments.md").read_text(), re.S | re.M)
+    monkeypatch.setattr("bert_mtl.kinds.head.KINDS", KINDS.copy())
+    names: dict = {}
+    exec(kind + more, names)
+    own = names["Ordinal"]("stars", names["OrdinalSettings"](kind="ordinal", labels=["poor", "fair", "good"]))
+    items = Answered(np.random.default_rng(0).random((50, 2)), np.arange(50) % 3, np.arange(50))
+    found = outcomes(own, items)
+    value = own.metrics(items.answers, items.labels)["closeness"]
+    assert score(found.score, found.statistics) == pytest.approx(value, abs=1e-9) == pytest.approx(0.67)
+    assert found.labels[:3] == ["poor", "fair", "good"]
