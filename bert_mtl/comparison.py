@@ -89,7 +89,7 @@ def _method(groups: Sequence[Group], tests: Sequence[dict], resamples: int) -> l
     notes = [
         f"Intervals (95 %) and p are of a paired bootstrap, {resamples:,} resamples of the examples; seeds are not "
         "resampled: they tell what other examples would change, not what other seeds would.",
-        f"p is adjusted for the number of comparisons, {len(tests)} (Holm); below {LEVEL} a difference counts as shown.",
+        f"p is adjusted for the number of comparisons, {len(tests)} (Holm); below {LEVEL} a difference is shown.",
     ]
     if 2 * len(tests) / (resamples + 1) >= LEVEL:
         notes.append(f"{resamples:,} resamples are too few for {len(tests)} comparisons to show any difference.")
