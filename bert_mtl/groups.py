@@ -128,6 +128,8 @@ def group_runs(runs: Sequence[FinishedRun], baseline: FinishedRun | None = None)
     together = list(members.values())
     rows = [_texts(group[0]) for group in together]
     unlike = _unlike(rows, [group[0].config["tasks"] for group in together])
+    if len({json.dumps(json.loads(signature)[TEACHERS]) for signature in members}) == 1:
+        unlike = [key for key in unlike if key != TEACHERS]  # other folders, but of teachers that are alike
     differs = [{key: row.get(key, ABSENT) for key in unlike} for row in rows]
     names = _names(together, differs)
     return [Group(*parts) for parts in zip(names, map(tuple, together), differs, strict=True)]

@@ -116,6 +116,14 @@ def test_runs_taught_by_runs_of_other_seeds_are_seeds_of_one_group(tmp_path):
     assert [len(group.runs) for group in group_runs(find_runs([str(folder) for folder in taught])[0])] == [2, 1]
 
 
+def test_teachers_that_are_alike_are_no_difference(tmp_path):
+    teachers = [make_run(tmp_path / f"teacher{seed}", seed=seed) for seed in (1, 2)]
+    a, b = (make_run(tmp_path / name, rate=rate, teachers=[teacher])
+            for name, rate, teacher in zip("ab", (1e-4, 1e-3), teachers, strict=True))  # fmt: skip
+    assert names(a, b) == ["learning_rate=0.0001", "learning_rate=0.001"]
+    assert names(a, make_run(tmp_path / "c", teachers=[tmp_path / "gone"])) == ["a", "c"]
+
+
 def test_what_tells_where_a_run_was_made_is_a_key_of_the_tree():
     known = {key for key, _ in leaves(entry.compose("train", [], TrainConfig).model_dump(mode="json"))}
     assert WHERE - known == set()
