@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from bert_mtl.answers import Answered, answer_part
-from bert_mtl.atomic import atomic_write
 from bert_mtl.baselines import Texts, teach
 from bert_mtl.commands import EvaluateConfig
 from bert_mtl.config import DataConfig, TrainConfig
@@ -22,7 +21,7 @@ from bert_mtl.exits import head_of
 from bert_mtl.figures import head_report
 from bert_mtl.kinds import Head
 from bert_mtl.mistakes import Examples, mistakes
-from bert_mtl.records import load_manifest
+from bert_mtl.records import atomic_write, load_manifest
 from bert_mtl.rules import task_problems
 from bert_mtl.runs import Run, check_examples, load_model, open_run
 from bert_mtl.tables import print_report, print_summary

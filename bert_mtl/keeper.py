@@ -13,10 +13,10 @@ import keras
 import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
 
-from bert_mtl.atomic import atomic_write
 from bert_mtl.input_pipeline import Epoch, Pipeline
 from bert_mtl.mixing import quotas, rates
 from bert_mtl.optimization import averaged_weights
+from bert_mtl.records import atomic_write
 from bert_mtl.runs import (
     Run,
     RunError,

@@ -19,7 +19,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from bert_mtl.ahead import ahead
-from bert_mtl.atomic import atomic_write
 from bert_mtl.attention import training_attention
 from bert_mtl.checkpoints import load_pretrained
 from bert_mtl.chief import Chief
@@ -33,7 +32,7 @@ from bert_mtl.mixing import epoch_examples, quotas, rates
 from bert_mtl.multitask import MultiTaskModel, make_model
 from bert_mtl.optimization import make_optimizer
 from bert_mtl.part_reader import PartReader
-from bert_mtl.records import Manifest, load_manifest
+from bert_mtl.records import Manifest, atomic_write, load_manifest
 from bert_mtl.rules import replica_problems
 from bert_mtl.runs import (
     Facts,
