@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from bert_mtl.atomic import atomic_write
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.meter import load_of
 from bert_mtl.parts import part_reader
-from bert_mtl.records import atomic_write
 from bert_mtl.runs import Run
 
 BINS = 24  # of a histogram of lengths

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from rich.progress import track
 
+from bert_mtl.atomic import atomic_write
 from bert_mtl.commands import EmbedConfig
 from bert_mtl.multitask import model_inputs
 from bert_mtl.pooling import mean_states, states_at
 from bert_mtl.predict import CHUNK, TEXTS_DIR, Predictor
-from bert_mtl.records import atomic_write
 from bert_mtl.tasks import DataError
 from bert_mtl.text_batches import Reading, checked_texts, tasks_reading, text_batches
 from conf import entry

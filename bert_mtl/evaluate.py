@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_mtl.answers import Answered
+from bert_mtl.atomic import atomic_write
 from bert_mtl.baselines import teach
 from bert_mtl.commands import EvaluateConfig
 from bert_mtl.config import DataConfig
@@ -20,7 +21,6 @@ from bert_mtl.figures import head_report
 from bert_mtl.findings import PartAnswers, answer_texts, findings
 from bert_mtl.kinds import Head
 from bert_mtl.parts import Texts, read_part, reading_texts
-from bert_mtl.records import atomic_write
 from bert_mtl.report import text_records
 from bert_mtl.rules import task_problems
 from bert_mtl.runs import Run, load_model, open_run

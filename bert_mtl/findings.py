@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bert_mtl.answers import Answered, answer_part
+from bert_mtl.atomic import atomic_write
 from bert_mtl.curves import curves
 from bert_mtl.exits import head_of
 from bert_mtl.figures import head_report
@@ -16,7 +17,6 @@ from bert_mtl.kinds import Head
 from bert_mtl.mistakes import Examples, mistakes
 from bert_mtl.multitask import MultiTaskModel
 from bert_mtl.parts import Texts, part_pipelines, read_part
-from bert_mtl.records import atomic_write
 from bert_mtl.runs import Run
 from bert_mtl.tasks import Task
 from bert_mtl.tracking import Tracker

@@ -11,13 +11,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from bert_mtl.atomic import atomic_write
 from bert_mtl.exits import head_of
 from bert_mtl.input_pipeline import Epoch, Pipeline
 from bert_mtl.meter import Found, Meter
 from bert_mtl.mixing import quotas, rates
 from bert_mtl.optimization import averaged_weights
 from bert_mtl.progress import Display
-from bert_mtl.records import atomic_write
 from bert_mtl.runs import (
     Run,
     RunError,

@@ -14,7 +14,7 @@ from bert_mtl.kinds.multilabel import Multilabel
 from bert_mtl.kinds.regression import Regression
 from bert_mtl.kinds.similarity import Similarity, cosine, two_texts
 from bert_mtl.kinds.tagging import Tagging
-from bert_mtl.kinds.vector import Vector
+from bert_mtl.kinds.vector import Vector, cosines
 from bert_mtl.tokenization import Tokenizer
 from spans.tags import Word, entities
 
@@ -119,8 +119,7 @@ def _(head: Similarity, answered: Answered, examples: Examples, count: int) -> l
 @mistakes.register
 def _(head: Vector, answered: Answered, examples: Examples, count: int) -> list[dict]:
     """The vectors that point furthest away from the given ones."""
-    lengths = np.linalg.norm(answered.answers, axis=1) * np.linalg.norm(answered.labels, axis=1)
-    alike = np.sum(answered.answers * answered.labels, axis=1) / np.maximum(lengths, 1e-12)
+    alike = cosines(answered.answers, answered.labels)
     return [
         examples.shown(answered.index[i]) | {"cosine": float(alike[i])}
         for i in _worst(-alike, np.ones(len(alike), bool), count)

@@ -11,8 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from bert_mtl.atomic import atomic_write
 from bert_mtl.machine import cpu_name, git_state
-from bert_mtl.records import atomic_write
 
 PACKAGES = ("bert_mtl", "tensorflow", "keras", "tensorflow-text", "numpy")
 

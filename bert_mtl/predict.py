@@ -10,8 +10,8 @@ import numpy as np
 from rich.progress import track
 
 from bert_mtl.answers import labelled
+from bert_mtl.atomic import atomic_write
 from bert_mtl.commands import PredictConfig
-from bert_mtl.records import atomic_write
 from bert_mtl.runs import load_model, open_run
 from bert_mtl.tasks import DataError
 from bert_mtl.text_batches import Text, checked_texts, readings, text_batches

@@ -11,16 +11,15 @@ Beside them stands `<part>-lengths-<tokenizer>.npy`: how many tokens each exampl
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import tensorflow as tf
 
+from bert_mtl.atomic import atomic_write, replacing
 from bert_mtl.labels import LabelSpec
 from bert_mtl.tasks import DataError, Example
 
@@ -111,36 +110,6 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, whose file then takes the place of `path`, or vanishes when something goes wrong."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except (OSError, tf.errors.OpError) as error:
-        if isinstance(error, OSError) and error.filename not in (None, *map(str, (path, path.parent, temporary))):
-            raise  # of another file, which the block reads
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} could not be written: {reason}. What was there before is untouched.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under `path` whole or not at all, also when the disk is full or the process killed.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    with _replacing(path) as temporary, open(temporary, "wb") as file:
-        yield file
-
-
-@contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Lets one process (or thread) at a time make `path`; the others wait, and find it made.
 
@@ -159,7 +128,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def write_records(path: Path, records: Iterable[bytes]) -> None:
     """Writes serialised records (see `serialize`) as one TFRecord shard, atomically."""
-    with _replacing(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+    with replacing(path, tf.errors.OpError) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
         for record in records:
             writer.write(record)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_mtl.answer_files import write_answers
+from bert_mtl.atomic import atomic_write
 from bert_mtl.commands import ReportConfig
 from bert_mtl.config import DataConfig
 from bert_mtl.findings import (
@@ -26,7 +27,7 @@ from bert_mtl.history import read_history
 from bert_mtl.multitask import MultiTaskModel
 from bert_mtl.pages import report_page
 from bert_mtl.parts import on_texts, reading_texts
-from bert_mtl.records import atomic_write, load_manifest
+from bert_mtl.records import load_manifest
 from bert_mtl.runs import Run, RunError, check_examples, load_model, open_run
 from bert_mtl.tracking import Careful
 from bert_mtl.tracking.names import path_of

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from bert_mtl.answers import answer_part
+from bert_mtl.atomic import atomic_write
 from bert_mtl.checkpoints import read_encoder_config
 from bert_mtl.chief import ALONE, Chief
 from bert_mtl.config import ModelConfig, TrainConfig
@@ -29,7 +30,7 @@ from bert_mtl.encoder import BertEncoder, EncoderConfig
 from bert_mtl.exits import head_of
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.multitask import MultiTaskModel, make_model
-from bert_mtl.records import Manifest, atomic_write
+from bert_mtl.records import Manifest
 from bert_mtl.tasks import Task, make_tasks
 from bert_mtl.tokenization import Tokenizer, load_tokenizer
 from bert_mtl.weights import WeightsError

@@ -6,8 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from bert_mtl.atomic import atomic_write
 from bert_mtl.multitask import MultiTaskModel
-from bert_mtl.records import atomic_write
 from bert_mtl.runs import Run, RunError, load_variables, save_variables, weights_of
 from bert_mtl.tasks import DataError
 from bert_mtl.tracking import Careful

@@ -1,7 +1,8 @@
-"""What an evaluation says of heads (`bert_mtl.figures`) as tables for the terminal."""
+"""What an evaluation (`bert_mtl.figures`) and a comparison (`bert_mtl.comparison`) say, as tables for the terminal."""
 
 from collections.abc import Iterable, Mapping
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -54,6 +55,41 @@ def print_summary(reports: Mapping[str, dict], console: Console | None = None) -
         scores = _compared(report.get(metric), baseline, metric)
         table.add_row(escape(name), f"{report['examples']:,}", metric, *scores)
     console.print(table)
+
+
+def print_comparison(payload: Mapping, console: Console | None = None) -> None:
+    """A table of groups for every head of `bert_mtl.comparison`'s payload, and what a reader must know."""
+    console = console or Console()
+    for name, head in payload["heads"].items():
+        table = Table(
+            title=escape(f"{name}: {head['metric']} on {payload['part']}"), box=box.SIMPLE, padding=(0, 1, 0, 0)
+        )
+        table.add_column("group", overflow="fold")
+        for column in ("runs", "score", "gain", "95 %", "p", "verdict"):
+            table.add_column(
+                column, no_wrap=column != "95 %", min_width=len("+0.0000 to") if column == "95 %" else None
+            )
+        rows = zip(payload["groups"], head["scores"], [None, *head["against"]], strict=True)
+        for place, (group, score, result) in enumerate(rows):
+            if score["mean"] is not None:
+                gained = ["", "", "", "baseline"] if place == head["baseline"] else _gained(result)
+                table.add_row(escape(group["name"]), str(len(score["values"])), _measured(score), *gained)
+        console.print(table)
+    for note in payload["notes"]:
+        console.print(note, markup=False, highlight=False)
+
+
+def _measured(score: Mapping) -> str:
+    deviation = score["deviation"]
+    return _shown(score["mean"]) + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
+def _gained(result: Mapping | None) -> list[str]:
+    if result is None:
+        return ["", "", "", "not compared"]
+    interval = f"{result['low']:+.4f} to {result['high']:+.4f}"
+    verdict = result["verdict"].replace("no difference", "none")  # of "no difference shown", in a narrow column
+    return [f"{result['difference']:+.4f}", interval, f"{result['p_adjusted']:.4f}", verdict]
 
 
 def _compared(value: float | None, baseline: Mapping | None, figure: str) -> list[str]:

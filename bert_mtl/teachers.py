@@ -13,10 +13,10 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from bert_mtl.answers import Answered, answer_part
+from bert_mtl.atomic import atomic_write
 from bert_mtl.input_pipeline import Pipeline
 from bert_mtl.kinds import Head
 from bert_mtl.part_reader import PartReader
-from bert_mtl.records import atomic_write
 from bert_mtl.runs import Run, RunError, load_model, open_run
 from bert_mtl.tasks import Task
 from bert_mtl.taught import Taught

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from bert_mtl.ahead import ahead
+from bert_mtl.atomic import atomic_write
 from bert_mtl.attention import training_attention
 from bert_mtl.begun import Begun, check_labels, check_replicas, checked_sizes, facts_of, new_model, train_pipeline
 from bert_mtl.chief import Chief
@@ -24,13 +25,12 @@ from bert_mtl.config import TrainConfig
 from bert_mtl.data_facts import data_facts, save_data_facts
 from bert_mtl.devices import make_repeatable, make_strategy, use_xla
 from bert_mtl.findings import PartAnswers, answer_metrics
-from bert_mtl.history import History
 from bert_mtl.keeper import Keeper
 from bert_mtl.multitask import MultiTaskModel
 from bert_mtl.origin import origin, save_origin
 from bert_mtl.packages import data_package, run_package
 from bert_mtl.parts import part_pipelines
-from bert_mtl.records import atomic_write, load_manifest
+from bert_mtl.records import load_manifest
 from bert_mtl.report import answer_run, write_report
 from bert_mtl.runs import (
     Run,
@@ -44,6 +44,7 @@ from bert_mtl.runs import (
 from bert_mtl.steps import arguments, make_step
 from bert_mtl.tasks import DataError
 from bert_mtl.tracking import Careful, Job, open_tracker
+from bert_mtl.tracking.history_file import History
 from bert_mtl.vocabulary import make_tokenizer
 from conf import entry
 from conf.errors import ConfigError, Problem

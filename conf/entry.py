@@ -56,12 +56,12 @@ def main(
     args = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
     if args.experimental_rerun:
         parser.error("--experimental-rerun is not supported")
-    args.overrides = [_verbatim(text, schema) for text in args.overrides]
     args.config_name = args.config_name or config_name
     args.config_path = _absolute(args.config_path or str(config_dir))
     # Hydra would print exceptions in its own words and lose them; this switch lets them through.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     with _messages_alone():
+        args.overrides = [_verbatim(text, schema) for text in _positioned(args.overrides, schema.positional)]
         if args.config_dir and not Path(args.config_dir).is_dir():
             raise ConfigError([Problem("--config-dir", "be a folder", args.config_dir)])
         tree = Tree(args.config_name, args.config_path, _extra_sources(args.config_dir, args.overrides))
@@ -86,14 +86,29 @@ def output_dir() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def _positioned(texts: Sequence[str], key: str | None) -> list[str]:
+    """The arguments, with those that stand alone as one override of the list `key`, where the schema names one: those
+    without =, paths that exist, and what has a slash before its =, as keys have not. Raises ConfigError for both."""
+    alone = [text for text in texts if key and (os.path.exists(text) or re.match(r"(?!hydra/)[^=]*(/|\Z)", text))]
+    if not alone:
+        return list(texts)
+    others = [text for text in texts if text not in alone]
+    if twice := [text for text in others if text.lstrip("+").startswith(f"{key}=")]:
+        raise ConfigError([Problem(str(key), "be given once, as arguments or as a key", " ".join(twice + alone))])
+    return [*others, f"{key}=[{','.join(map(_quoted, alone))}]"]
+
+
 def _verbatim(text: str, schema: type[Schema]) -> str:
-    """Quotes the value of a key that the schema takes as typed, so that no sign in it means anything to Hydra."""
+    """Quotes the value of a key that the schema takes as typed."""
     key, _, value = text.partition("=")
-    if key not in schema.verbatim:
-        return text
+    return f"{key}={_quoted(value)}" if key in schema.verbatim else text
+
+
+def _quoted(value: str) -> str:
+    """A text in quotes, so that no sign in it means anything to Hydra."""
     value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
     value = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + (r"\'" if found[2] else ""), value)
-    return f"{key}='{value}'"
+    return f"'{value}'"
 
 
 def _task(schema: type[S], job: Callable[[S], object]) -> Callable[[DictConfig], object]:

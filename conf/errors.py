@@ -58,6 +58,9 @@ class Schema(pydantic.BaseModel):
     verbatim: ClassVar[
         tuple[str, ...]
     ] = ()  # keys whose value on the command line is text as typed, whatever its signs
+    positional: ClassVar[str | None] = (
+        None  # key of a list that takes the arguments without =, and all paths that exist
+    )
 
     def problems(self) -> list[Problem]:
         """Returns the combinations of keys that cannot work together; asked of the whole configuration only."""

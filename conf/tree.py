@@ -252,7 +252,7 @@ class Tree:
             notes |= {prefix + key: note for key, note in comments(self._text(f"{group}/{choice}")).items() if note}
         own = sorted(group for group in chosen if group and not group.startswith("hydra"))
         groups = {group: (self.choices(group.split("@")[0]), chosen[group]) for group in own}
-        return help_text(_usage(), groups, values, notes, schema)
+        return help_text(_usage(schema), groups, values, notes, schema)
 
     def _text(self, config: str) -> str:
         """The YAML text of one file of the tree; Hydra's own, which come from its package, have none here."""
@@ -266,9 +266,10 @@ def _forced(text: str, added: set[str]) -> str:
     return f"++{text}" if text.split("=")[0] in added else text
 
 
-def _usage() -> str:
+def _usage(schema: type[Schema]) -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+    program += f" [{schema.positional} ...]" if schema.positional else ""
     return f"Usage: {program} [group=choice ...] [key=value ...] [--multirun] [--cfg job] [--config-dir DIR] [--help]"
 
 

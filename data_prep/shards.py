@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from bert_mtl.atomic import atomic_write
 from bert_mtl.encoding import Columns, encode
 from bert_mtl.kinds import Head
-from bert_mtl.records import Shard, atomic_write, serialize, sha256, write_lines, write_records
+from bert_mtl.records import Shard, serialize, sha256, write_lines, write_records
 from bert_mtl.tasks import Example
 from data_prep.spool import read_spool
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_mtl.records import atomic_write
+from bert_mtl.atomic import atomic_write
 from bert_mtl.tasks import DataError, Example, Task, make_example
 from data_prep.sources import Row
 

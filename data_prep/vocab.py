@@ -12,8 +12,8 @@ import sentencepiece
 import tokenizers
 from tokenizers import models, trainers
 
+from bert_mtl.atomic import atomic_write
 from bert_mtl.config import VocabConfig
-from bert_mtl.records import atomic_write
 from bert_mtl.tokenization import SPECIAL_TOKENS, rust_splitting
 from conf import entry
 from conf.errors import ConfigError, Problem

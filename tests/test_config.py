@@ -8,12 +8,14 @@ import pytest
 
 from bert_mtl import commands
 from bert_mtl import config as schemas
+from bert_mtl.compare import CompareConfig
 from conf import entry
 from conf.entry import CONF_DIR, ConfigError, Schema, explained_keys
 
 NEEDED = {
     "evaluate": ["run=r"],
     "report": ["run=r"],
+    "compare": ["runs=[a,b]"],
     "predict": ["run=r", "text=t"],
     "embed": ["run=r", "input=i.txt", "output=o.npy"],
     "export": ["run=r", "bundle=b"],
@@ -24,6 +26,7 @@ COMMANDS = {
     "prepare": schemas.PrepareConfig,
     "evaluate": commands.EvaluateConfig,
     "report": commands.ReportConfig,
+    "compare": CompareConfig,
     "predict": commands.PredictConfig,
     "embed": commands.EmbedConfig,
     "export": commands.ExportConfig,

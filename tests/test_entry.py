@@ -33,6 +33,10 @@ FILES = {
     "serve.yaml": """
         port: ???  # where it listens
         """,
+    "compare.yaml": """
+        runs: ???  # folders
+        part: dev  # which
+        """,
     "model/tiny.yaml": """
         # The smallest.
         # Here for tests.
@@ -107,6 +111,13 @@ class Train(Schema):
 
 class Serve(Schema):
     port: int
+
+
+class Compare(Schema):
+    positional = "runs"
+
+    runs: list[str]
+    part: str
 
 
 class Unavailable(Exception):
@@ -534,3 +545,39 @@ def test_the_program_is_named_as_it_was_started(tree):
     assert shown.stdout.startswith("Usage: python -m app [group=choice ...]")
     wrong = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (wrong.returncode, wrong.stdout, wrong.stderr) == (2, "", "port must be given; got nothing.\n")
+
+
+# Arguments without a key.
+
+
+def runs_of(tree: Path, *argv: str) -> list[str]:
+    seen: list[Compare] = []
+    main("compare", Compare, seen.append, argv=argv, config_dir=tree)
+    return seen[0].runs
+
+
+def test_arguments_without_a_key_are_the_list_that_the_schema_names(tree):
+    given = ["runs/a", "it's, [b] {c}", "${part}", "back\\", "~home", "é 字", "3", "null"]
+    assert runs_of(tree, *given[:2], "part=test", *given[2:]) == given
+    assert runs_of(tree, "runs=[a,b]") == ["a", "b"]
+
+
+def test_paths_that_exist_or_have_a_slash_before_their_sign_need_no_key(tree):
+    Path("lr=1").mkdir()
+    assert runs_of(tree, "lr=1", "sweeps/lr=2") == ["lr=1", "sweeps/lr=2"]
+
+
+def test_a_list_is_given_once_and_a_schema_without_one_takes_no_such_arguments(tree, capfd):
+    with pytest.raises(SystemExit) as stop:
+        runs_of(tree, "a", "runs=[b]")
+    assert (stop.value.code, capfd.readouterr().err) == (
+        2,
+        "runs must be given once, as arguments or as a key; got runs=[b] a.\n",
+    )
+    code, told = exit_of(tree, capfd, "runs/a")
+    assert code == 2 and "runs/a must be written as key=value" in told
+
+
+def test_help_shows_where_arguments_go(tree, capfd):
+    main("compare", Compare, print, argv=["--help"], config_dir=tree)
+    assert " [runs ...] [group=choice ...] [key=value ...]" in capfd.readouterr().out

@@ -10,19 +10,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("conf", "spans", "bert_mtl", "data_prep", "serving", "benchmarks")
 ORDER = (
-    "ahead", "flops", "machine", "dropout", "labels", "kinds", "mixing", "rules", "precisions", "config", "commands",
-    "tasks", "tokenization", "weights", "vocabulary", "records", "tracking", "history", "encoding", "workers",
-    "masking", "packing", "batches", "taught", "part_reader", "input_pipeline", "pooling", "adapters", "encoder",
-    "flash_attention", "attention", "checkpoints", "weighting", "r_drop", "exits", "multitask", "served",
-    "optimization", "cluster", "rendezvous", "devices", "chief", "answers", "runs", "meter", "parts", "wire", "steps",
-    "teachers", "text_batches", "progress", "selected", "closing", "keeper", "begun", "baselines", "mistakes",
-    "calibration", "figures", "curves", "answer_files", "findings", "packages", "origin", "data_facts", "pages",
-    "tables", "frozen", "graph_passes", "quantisation", "onnx_names", "formats", "leaving", "gates", "manifest",
-    "saved_models", "model_card",
+    "errors", "atomic", "scores", "significance", "history", "answer_table", "groups", "overlays", "disagreements",
+    "duel", "comparison", "ahead", "flops", "machine", "dropout", "labels", "kinds", "mixing", "rules", "precisions",
+    "config", "commands", "tasks", "tokenization", "weights", "vocabulary", "records", "tracking", "encoding",
+    "workers", "masking", "packing", "batches", "taught", "part_reader", "input_pipeline", "pooling", "adapters",
+    "encoder", "flash_attention", "attention", "checkpoints", "weighting", "r_drop", "exits", "multitask", "served",
+    "optimization", "cluster", "rendezvous", "devices", "chief", "answers", "outcomes", "answer_files", "runs", "meter",
+    "parts", "wire", "steps", "teachers", "text_batches", "progress", "selected", "closing", "keeper", "begun",
+    "baselines", "mistakes", "calibration", "figures", "curves", "findings", "packages", "origin", "data_facts",
+    "pages", "tables", "frozen", "graph_passes", "quantisation", "onnx_names", "formats", "leaving", "gates",
+    "manifest", "saved_models", "model_card",
 )  # fmt: skip
-ENTRIES = ("report", "train", "evaluate", "predict", "embed", "export")
+ENTRIES = ("report", "train", "evaluate", "compare", "predict", "embed", "export")
 DATA_PREP_MAY = {
-    "config", "tasks", "kinds", "labels", "tokenization", "encoding", "records", "vocabulary", "weights", "workers",
+    "atomic", "config", "tasks", "kinds", "labels", "tokenization", "encoding", "records", "vocabulary", "weights",
+    "workers",
 }  # fmt: skip
 STANDARD = set(sys.stdlib_module_names)
 

@@ -18,8 +18,9 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bert_mtl.config import TrackingConfig, TrainConfig
-from bert_mtl.history import History, read_history
+from bert_mtl.history import read_history
 from bert_mtl.tracking import Careful, Job, Package, Tracker, open_tracker
+from bert_mtl.tracking.history_file import History
 from bert_mtl.tracking.names import better, path_of
 from bert_mtl.train import train
 from conf import entry

@@ -13,14 +13,9 @@ from pydantic import PositiveFloat, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from bert_mtl.dropout import Dropout
+from bert_mtl.errors import DataError
 from bert_mtl.labels import LabelSpec
 from conf.errors import Problem, Schema
-
-
-class DataError(Exception):
-    """Something is wrong with the data given: says where, what is allowed and what to do."""
-
-    user_error = True
 
 
 class HeadSettings(Schema):

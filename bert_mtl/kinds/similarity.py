@@ -89,18 +89,21 @@ class Similarity(Head):
         """`spearman` and `pearson` where there are scores; `alignment` and `uniformity` (Wang & Isola 2020; lower is
         better) of the pairs that are learned, and the `accuracy` of finding the partner among at most `SAMPLE` pairs,
         where texts differ; `score` as the class says."""
-        cosines, scored, paired = cosine(answers), ~np.isnan(labels), two_texts(answers)
+        cosines, scored, paired = cosine(answers), ~np.isnan(labels), self.learned(answers, labels)
         found: dict[str, float] = {}
         if scored.any():
             found["spearman"] = spearman(cosines[scored], labels[scored])
             found["pearson"] = pearson(cosines[scored], labels[scored])
-        if self.settings.minimum_score is not None:
-            paired &= ~(labels < self.settings.minimum_score)
         if paired.any():
             found["alignment"] = float(np.square(answers[paired, 0] - answers[paired, 1]).sum(axis=1).mean())
-            found["accuracy"] = accuracy(answers[paired][:SAMPLE])
+            found["accuracy"] = float(finds_partner(answers[paired][:SAMPLE]).mean())
         found["uniformity"] = uniformity(answers[:SAMPLE, 0])
         return {"score": found.get("spearman", found.get("accuracy", -found["uniformity"])), **found}
+
+    def learned(self, answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """`(texts,)`: whether the example is a pair that the head learns from."""
+        least = -np.inf if self.settings.minimum_score is None else self.settings.minimum_score
+        return two_texts(answers) & ~(labels < least)
 
     def decode(self, answers: np.ndarray) -> list[dict]:
         """`{"similarity": cosine}` of a pair, `{"vector": [number, …]}` of a text without a partner."""
@@ -168,9 +171,9 @@ def two_texts(answers: np.ndarray) -> np.ndarray:
     return (answers[:, 0] != answers[:, 1]).any(axis=1)
 
 
-def accuracy(answers: np.ndarray) -> float:
-    """Share of first vectors whose nearest second vector is their own; a text that stands twice misses once."""
-    return float(((answers[:, 0] @ answers[:, 1].T).argmax(axis=1) == np.arange(len(answers))).mean())
+def finds_partner(answers: np.ndarray) -> np.ndarray:
+    """`(texts,)`: whether the first vector's nearest second vector is its own; a text that stands twice misses once."""
+    return (answers[:, 0] @ answers[:, 1].T).argmax(axis=1) == np.arange(len(answers))
 
 
 def uniformity(vectors: np.ndarray) -> float:

@@ -55,9 +55,7 @@ class Vector(Head):
 
     def metrics(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Mean cosine (0 for a vector of zeros), and the mean squared error of the numbers."""
-        lengths = np.linalg.norm(answers, axis=1) * np.linalg.norm(labels, axis=1)
-        cosines = np.sum(answers * labels, axis=1) / np.maximum(lengths, 1e-12)
-        return {"cosine": float(cosines.mean()), "mse": float(np.square(answers - labels).mean())}
+        return {"cosine": float(cosines(answers, labels).mean()), "mse": float(np.square(answers - labels).mean())}
 
     def decode(self, answers: np.ndarray) -> list[dict]:
         """`{"vector": [number, …]}` a text."""
@@ -65,6 +63,12 @@ class Vector(Head):
 
     def export(self) -> dict[str, Any]:
         return super().export() | {"dim": self.settings.dim}
+
+
+def cosines(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`(texts,)` float64 cosines of vectors `(texts, dim)`; 0 where one of them is zeros."""
+    lengths = np.linalg.norm(answers, axis=1) * np.linalg.norm(labels, axis=1)
+    return np.sum(answers * labels, axis=1) / np.maximum(lengths, 1e-12, dtype=np.float64)
 
 
 def unit(vectors: Any) -> Any:

@@ -10,8 +10,8 @@ from pathlib import Path
 import wandb
 from wandb.sdk.lib import wbauth
 
+from bert_mtl.atomic import atomic_write
 from bert_mtl.config import TrackingConfig
-from bert_mtl.records import atomic_write
 from bert_mtl.tracking.names import better
 from bert_mtl.tracking.tracker import Careful, Cell, Job, Package, Tracker
 
