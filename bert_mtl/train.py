@@ -47,6 +47,7 @@ from bert_mtl.runs import (
     weights_of,
 )
 from bert_mtl.steps import arguments, make_step
+from bert_mtl.sweeps import TrainSweeps, train_job
 from bert_mtl.tasks import DataError, Task
 from bert_mtl.teachers import with_teachers
 from bert_mtl.tokenization import Tokenizer
@@ -88,6 +89,7 @@ def _finish(model: MultiTaskModel, keeper: Keeper, test: dict[str, Pipeline]) ->
     result = {
         "test": part_metrics(model, test) if run.config.train.test else {},
         "dev": best["dev"],
+        "score": keeper.score(best["dev"]),
         "best_epoch": keeper.best + 1,
         "epochs": keeper.epochs,
         "data": run.config.data.source,
@@ -294,7 +296,8 @@ def closing_words(run: Run, result: dict) -> str:
     )
 
 
-def _train_job(config: TrainConfig) -> None:
+def _train_job(config: TrainConfig) -> float:
+    """Returns the run's score, which sweepers compare."""
     others = [text for text in HydraConfig.get().overrides.task if not text.startswith("run.resume=")]
     if config.run.resume and others:
         raise ConfigError([Problem("run.resume", "stand alone: the run goes on with its own configuration", others)])
@@ -307,11 +310,14 @@ def _train_job(config: TrainConfig) -> None:
             rule = "be given with strategy=multi_worker: a folder that all workers share"
             raise ConfigError([Problem("run.dir", rule, config.run.dir)])
     own = config.run.model_copy(update={"dir": str(entry.output_dir())})
-    train(config.model_copy(update={"run": own}))
+    config = config.model_copy(update={"run": own})
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return train_job(config, train)
+    return train(config)["score"]
 
 
 def main() -> None:
-    entry.main("train", TrainConfig, _train_job)
+    entry.main("train", TrainConfig, _train_job, sweeps=TrainSweeps())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ ORDER = (
     "checkpoints", "weighting", "r_drop", "exits", "multitask", "served", "optimization", "cluster", "rendezvous",
     "devices", "chief", "answers", "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking",
     "baselines", "mistakes", "calibration", "figures", "tables", "frozen", "graph_passes", "quantisation",
-    "onnx_names", "formats", "leaving", "gates", "manifest", "saved_models", "model_card",
+    "onnx_names", "formats", "leaving", "gates", "manifest", "saved_models", "model_card", "sweeps",
 )  # fmt: skip
 ENTRIES = ("train", "evaluate", "predict", "embed", "export")
 DATA_PREP_MAY = {
