@@ -106,18 +106,30 @@ def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
 
 
 def table(groups: Sequence[dict]) -> Table:
-    """A line a group: the overrides in which it differs from others, its score, and each head's metric."""
-    common = set.intersection(*(set(group["overrides"]) for group in groups)) if len(groups) > 1 else set()
+    """A line a group: the keys in which groups differ, its score, and each head's metric."""
+    settings = [dict(text.split("=", 1) for text in group["overrides"]) for group in groups]
+    keys = list(dict.fromkeys(key for own in settings for key in own))
+    keys = [key for key in keys if len({own.get(key) for own in settings}) > 1]
     heads = {head: found["metric"] for group in groups for head, found in group["heads"].items()}
     shown = [(part, head) for head in heads for part in ("dev", "test")]
     shown = [(part, head) for part, head in shown if any(part in g["heads"].get(head, ()) for g in groups)]
-    titles = [f"{part} {escape(head)} {heads[head]}" for part, head in shown]
-    lines = Table("", "runs", "score", *titles)
-    for group in groups:
-        name = " ".join(text for text in group["overrides"] if text not in common) or "as configured"
+    titles = [f"{part} {head} {heads[head]}" for part, head in shown]
+    lines = Table(*map(escape, [*keys, "runs", "score", *titles]))
+    for column in lines.columns:
+        column.overflow = "fold"
+    for group, own in zip(groups, settings, strict=True):
         numbers = [group["heads"].get(head, {}).get(part) for part, head in shown]
-        lines.add_row(escape(name), str(len(group["seeds"])), *map(_told, [group["score"], *numbers]))
+        values = [escape(_short(own.get(key, "–"))) for key in keys]
+        lines.add_row(*values, str(len(group["seeds"])), *map(_told, [group["score"], *numbers]))
     return lines
+
+
+def _short(text: str) -> str:
+    """A number of a search by four digits, other words as they are."""
+    try:
+        return f"{float(text):.4g}" if "." in text else text
+    except ValueError:
+        return text
 
 
 def as_csv(rows: Sequence[Mapping]) -> str:
@@ -142,7 +154,7 @@ def as_csv(rows: Sequence[Mapping]) -> str:
 def _row(job: Job) -> dict[str, Any]:
     """A job with what its run found; its overrides without the seed, which stands beside them."""
     overrides = [text for text in job.overrides if not text.startswith("seed=")]
-    row = {"folder": str(job.folder), "overrides": overrides, "state": job.state, "error": job.error}
+    row: dict[str, Any] = {"folder": str(job.folder), "overrides": overrides, "state": job.state, "error": job.error}
     row |= {"seed": None, "score": None, "dev": {}, "test": {}, "metrics": {}}
     if (job.folder / "config.yaml").exists():
         row["seed"] = run_config(job.folder).seed
@@ -174,23 +186,25 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _share_machine() -> None:
-    """Takes this process's share of the machine, where joblib runs jobs beside each other.
-
-    Its place is the first that no living process of the sweep holds: numbers of jobs would meet on one GPU as soon as
-    one of them takes longer than the others.
-    """
+    """Takes this process's share of the machine, where joblib runs jobs beside each other."""
     hydra = HydraConfig.get()
-    if hydra.launcher._target_ != JOBLIB or hydra.launcher.n_jobs < 2 or _held:
-        return
-    folder = Path(hydra.sweep.dir) / ".places"
+    if hydra.launcher._target_ == JOBLIB and hydra.launcher.n_jobs > 1 and not _held:
+        place, lock = hold_place(Path(hydra.sweep.dir) / ".places")
+        _held.append(lock)
+        take_share(place, hydra.launcher.n_jobs)
+
+
+def hold_place(folder: Path) -> tuple[int, IO[str]]:
+    """The first place that no living process holds, and the lock to be kept as long as it is held.
+
+    By the numbers of their jobs two processes would meet on one GPU as soon as a job takes longer than others.
+    """
     folder.mkdir(exist_ok=True)
     for place in itertools.count():
         file = open(folder / str(place), "w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
         except BlockingIOError:
             file.close()
-            continue
-        _held.append(file)
-        take_share(place, hydra.launcher.n_jobs)
-        return
+    return place, file

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Sweep
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
@@ -77,7 +77,8 @@ class Search:
             storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
         )
         asked = [str(each.input_line) for each in overrides]
-        asked += [f"hydra.sweeper.{key}={getattr(config, key)}" for key in ("sampler", "seed", "seeds")]
+        told = {"sampler": config.sampler, "seed": config.seed, "seeds": list(config.seeds)}
+        asked += [f"hydra.sweeper.{key}={value}" for key, value in told.items()]
         asked = sorted(asked)
         before = self.study.user_attrs.get("asked", asked)
         if before != asked:
@@ -87,15 +88,25 @@ class Search:
 
     def batches(self) -> Iterator[list[Trial]]:
         """The trials without a value, then new ones up to `n_trials`, `n_jobs` of them at a time."""
-        state = _optuna().trial.TrialState.RUNNING
-        waiting = [trial.number for trial in self.study.get_trials(states=(state,))]
-        todo = len(waiting) + max(0, self.config.n_trials - len(self.study.trials))
-        while todo:
+        waiting = self._waiting()
+        states = _optuna().trial.TrialState
+        todo = self.config.n_trials - len(self.study.get_trials(states=(states.COMPLETE,)))
+        while todo > 0:
             size = min(self.config.n_jobs, todo)
             numbers, waiting = waiting[:size], waiting[size:]
             numbers += [self._asked() for _ in range(size - len(numbers))]
             yield [self._trial(number) for number in numbers]
             todo -= size
+
+    def _waiting(self) -> list[int]:
+        """Trials that were interrupted or failed. One that was killed before it knew its parameters is given up."""
+        states, found = _optuna().trial.TrialState, []
+        for trial in self.study.get_trials(states=(states.RUNNING,)):
+            if set(trial.params) == set(self.space):
+                found.append(trial.number)
+            else:
+                self.study.tell(trial.number, state=states.FAIL)
+        return found
 
     def tell(self, number: int, value: float) -> None:
         """Keeps the value of a trial."""
@@ -123,20 +134,19 @@ def _distribution(override: Override) -> "optuna.distributions.BaseDistribution"
 
     sweep: Any = override.value()
     key, text = override.get_key_element(), override.get_value_string()
-    kinds: tuple[type[Sweep], ...] = (IntervalSweep, RangeSweep)
-    if unknown := sweep.tags - ({"log"} if isinstance(sweep, IntervalSweep) else set()):
+    if unknown := sweep.tags - ({"log"} if override.is_interval_sweep() else set()):
         rule = f"have no tag {sorted(unknown)[0]}"
         raise ConfigError([Problem(key, rule, text, ("tag(log,interval(a,b))", "tag(log,int(interval(a,b)))"))])
     try:
-        if not isinstance(sweep, kinds):
+        if override.is_choice_sweep():
             return CategoricalDistribution(tuple(override.sweep_string_iterator()))
-        if isinstance(sweep, IntervalSweep):
+        if override.is_interval_sweep():
             whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
-            number = IntDistribution if whole else FloatDistribution
-            return number(sweep.start, sweep.end, log="log" in sweep.tags)  # type: ignore[arg-type]
+            of_interval: Any = IntDistribution if whole else FloatDistribution
+            return of_interval(sweep.start, sweep.end, log="log" in sweep.tags)
         values = list(sweep.range())
-        number = IntDistribution if isinstance(values[0], int) else FloatDistribution
-        return number(values[0], values[-1], step=sweep.step)
+        of_range: Any = IntDistribution if isinstance(values[0], int) else FloatDistribution
+        return of_range(values[0], values[-1], step=sweep.step)
     except (ValueError, IndexError) as error:
         raise ConfigError([Problem(key, f"be what can be searched ({error})", text)]) from error
 

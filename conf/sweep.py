@@ -39,10 +39,6 @@ class Job(NamedTuple):
     state: Literal["running", "finished", "failed"]  # one that was killed stays running
     error: str | None
 
-    @property
-    def name(self) -> str:
-        return " ".join(self.overrides) or "no overrides"
-
 
 class Sweeps(Generic[S]):
     """What an entry point does about its sweeps: nothing; the jobs of some keep more in their folders."""
@@ -153,6 +149,12 @@ def _is_sweep(tree: Tree, text: str) -> bool:
     return not isinstance(override, Problem) and override.is_sweep_override()
 
 
+def differing(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Each job's overrides without those that all jobs have; of a single one all."""
+    common = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
+    return [" ".join(text for text in own if text not in common) or "no overrides" for own in overrides]
+
+
 def read_jobs(folder: Path) -> list[Job]:
     """The jobs that have begun in a sweep's folder, by number and folder. Raises ConfigError for a broken file."""
     found = []
@@ -181,17 +183,20 @@ def watch(
     """
     if problems := _unlike(asked, sweeps, compose):
         raise ConfigError(problems)
+    told = f"Should it stop, this goes on with it, finished jobs left alone:\n  {again}"
+    print(f"sweep: {asked.folder}\n{told}\n", flush=True)  # one that is killed says nothing
     try:
         run()
     except BaseException as error:
         if not told_alone(error):
-            print(f"The sweep stopped; this goes on with it:\n  {again}", file=sys.stderr)
+            print(f"The sweep has stopped; this goes on with it:\n  {again}", file=sys.stderr)
         raise
     if words := sweeps.close(asked.folder):
         print(words)
     found = read_jobs(asked.folder)
     if failed := [job for job in found if job.state == "failed"]:
-        lines = [f"  {job.folder.name} ({job.name}): {job.error}" for job in failed]
+        own = differing([job.overrides for job in found])
+        lines = [f"  {job.folder} ({own[place]}): {job.error}" for place, job in enumerate(found) if job in failed]
         print(f"{len(failed)} of {len(found)} jobs failed:", *lines, sep="\n", file=sys.stderr)
         print(f"This runs them again, and no other:\n  {again}", file=sys.stderr)
         raise SystemExit(1)
@@ -205,7 +210,7 @@ def continuing(program: str, argv: Sequence[str], folder: Path) -> str:
 
 def _folder_override(folder: Path) -> str:
     text = str(folder)
-    return f"hydra.sweep.dir={text if re.fullmatch(r'[\w./-]+', text) else quoted(text)}"
+    return "hydra.sweep.dir=" + (text if re.fullmatch(r"[\w./-]+", text) else quoted(text))
 
 
 def _unlike(asked: Asked[S], sweeps: Sweeps[S], compose: Callable[[Sequence[str]], S]) -> list[Problem]:
@@ -214,7 +219,7 @@ def _unlike(asked: Asked[S], sweeps: Sweeps[S], compose: Callable[[Sequence[str]
     for job in read_jobs(asked.folder):
         if asked.every and job.number >= len(asked.configs):
             rule = f"be the folder of this command, which has {len(asked.configs)} jobs; {job.folder} is another's"
-            problems.append(Problem("hydra.sweep.dir", f"{rule} ({job.name})", str(asked.folder)))
+            problems.append(Problem("hydra.sweep.dir", f"{rule} ({' '.join(job.overrides)})", str(asked.folder)))
             continue
         config = asked.configs[job.number] if asked.every else compose(job.overrides)
         problems += sweeps.unlike(job.folder, config)

@@ -182,7 +182,7 @@ class Tree:
         wrong = [name for name in names if name not in (None, *choices)]
         # A choice in a folder below the group is left to Hydra.
         found = [
-            Problem(group, MISSING.get((group, name), "be one of the choices"), name, choices)
+            Problem(group, MISSING.get((group, str(name)), "be one of the choices"), name, choices)
             for name in wrong
             if "/" not in str(name)
         ]
