@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Generic, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -194,12 +194,23 @@ def watch(
     if words := sweeps.close(asked.folder):
         print(words)
     found = read_jobs(asked.folder)
-    if failed := [job for job in found if job.state == "failed"]:
-        own = differing([job.overrides for job in found])
-        lines = [f"  {job.folder} ({own[place]}): {job.error}" for place, job in enumerate(found) if job in failed]
-        print(f"{len(failed)} of {len(found)} jobs failed:", *lines, sep="\n", file=sys.stderr)
+    if lines := _unfinished(asked, found):
+        total = len(asked.configs) if asked.every else len(found)
+        print(f"{len(lines)} of {total} jobs failed:", *lines, sep="\n", file=sys.stderr)
         print(f"This runs them again, and no other:\n  {again}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def _unfinished(asked: Asked, found: Sequence[Job]) -> list[str]:
+    """A line for each job that has not finished: its folder, what it was asked, and why."""
+    own = differing([job.overrides for job in found])
+    lines = [
+        f"  {job.folder} ({words}): {job.error or 'it has not finished'}"
+        for job, words in zip(found, own, strict=True)
+        if job.state != "finished"
+    ]
+    silent = set(range(len(asked.configs))) - {job.number for job in found} if asked.every else set()
+    return lines + [f"  job {number}: it could not begin; the log says why" for number in sorted(silent)]
 
 
 def continuing(program: str, argv: Sequence[str], folder: Path) -> str:
@@ -232,17 +243,17 @@ def run_job(run: Callable[[], object]) -> object:
     The reason stands in the log, with the job's overrides, and in its folder.
     """
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
+    folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     facts = {"number": hydra.job.num, "overrides": overrides, "state": "running", "error": None}
     try:
-        with _alone(Path(hydra.runtime.output_dir) / JOB_FILE) as file:
+        with _alone(folder):
+            _write(folder, facts)
             try:
-                _write(file, facts)
                 value = run()
             except (Exception, SystemExit) as error:
-                _write(file, facts | {"state": "failed", "error": str(error) or type(error).__name__})
+                _write(folder, facts | {"state": "failed", "error": str(error) or type(error).__name__})
                 raise
-            _write(file, facts | {"state": "finished"})
+            _write(folder, facts | {"state": "finished"})
             return value
     except (Exception, SystemExit) as error:
         trace = None if told_alone(error) else error
@@ -251,19 +262,18 @@ def run_job(run: Callable[[], object]) -> object:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[IO[str]]:
-    """The job's file, for one process alone: those that a killed launcher left behind may still be at work."""
-    with open(path, "a+", encoding="utf-8") as file:
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a job's folder for this process: those that a killed launcher left behind may still be at work there."""
+    with open(folder / f".{JOB_FILE}.lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             rule = "have no other process at work in a job's folder; wait for it, or end it"
-            raise ConfigError([Problem("hydra.sweep.dir", rule, str(path.parent))]) from None
-        yield file
+            raise ConfigError([Problem("hydra.sweep.dir", rule, str(folder))]) from None
+        yield
 
 
-def _write(file: IO[str], facts: Mapping[str, Any]) -> None:
-    # In place: another file under this name would not be the locked one.
-    file.truncate(0)
-    file.write(json.dumps(facts, ensure_ascii=False))
-    file.flush()
+def _write(folder: Path, facts: Mapping[str, Any]) -> None:
+    whole = folder / f".{JOB_FILE}"
+    whole.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+    whole.replace(folder / JOB_FILE)

@@ -22,6 +22,8 @@ class OptunaSweeper(Sweeper):
     """Runs the trials of a search; each has a folder by its number, with several seeds one a seed (`7-seed2`)."""
 
     launcher: Launcher
+    config: DictConfig
+    hydra_context: HydraContext
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings

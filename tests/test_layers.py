@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("conf", "spans", "bert_mtl", "data_prep", "serving", "benchmarks")
+ROOMS = ("conf", "hydra_plugins", "spans", "bert_mtl", "data_prep", "serving", "benchmarks")
 ORDER = (
     "ahead", "dropout", "labels", "kinds", "mixing", "rules", "precisions", "config", "commands", "tasks",
     "tokenization", "weights", "vocabulary", "records", "encoding", "workers", "masking", "packing", "batches",
@@ -66,6 +66,7 @@ def roots(imported: set[str]) -> set[str]:
     ("room", "forbidden"),
     [
         ("conf", {"spans", "bert_mtl", "data_prep", "serving", "benchmarks", "tensorflow"}),
+        ("hydra_plugins", {"spans", "bert_mtl", "data_prep", "serving", "benchmarks", "tensorflow", "optuna"}),
         ("spans", {"conf", "bert_mtl", "data_prep", "serving", "benchmarks", "tensorflow", "keras"}),
         ("serving", {"bert_mtl", "data_prep", "benchmarks"}),
         ("data_prep", {"serving", "benchmarks", "keras"}),

@@ -1,6 +1,7 @@
 """Sweeps: jobs that fail, sweeps that are interrupted, searches by Optuna, and what all of them found."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -141,11 +142,14 @@ def test_a_folder_takes_no_sweep_with_fewer_jobs(tree, capfd):
 
 
 def test_a_job_whose_folder_another_process_works_in_fails(tree, capfd):
-    def job(config: Train) -> None:
-        main("train", Train, print, argv=["-m", "hydra.sweep.dir=sweep"], config_dir=tree)
-
-    assert sweep(tree, "rate=0.1", job=job) == 1
-    assert "hydra.sweep.dir must have no other process at work in a job's folder" in capfd.readouterr().out
+    Path("sweep/0").mkdir(parents=True)
+    with open(f"sweep/0/.{JOB_FILE}.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert sweep(tree, "rate=1,2", job=lambda config: config.rate) == 1
+    out, err = capfd.readouterr()
+    assert err.splitlines()[:2] == ["1 of 2 jobs failed:", "  job 0: it could not begin; the log says why"]
+    assert "job 0 (rate=1) failed: hydra.sweep.dir must have no other process at work in a job's folder" in out
+    assert [job.folder.name for job in read_jobs(Path("sweep"))] == ["1"]
 
 
 def test_jobs_run_in_processes_of_joblib_and_may_fail_there(tree, capfd):
@@ -202,9 +206,10 @@ def test_hydras_words_become_what_optuna_searches():
         space(overrides("a=tag(log,interval(0,2))"))
 
 
-def test_a_search_goes_on_with_the_trials_that_have_no_value(tmp_path):
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_search_goes_on_with_the_trials_that_have_no_value(tmp_path, sampler):
     words = overrides("size=4", "rate=interval(0,1)", "seed=1,2")
-    whole = Search(tmp_path / "whole", settings(), words)
+    whole = Search(tmp_path / "whole", settings(sampler=sampler), words)
     trials = []
     for batch in whole.batches():
         for trial in batch:
@@ -214,10 +219,10 @@ def test_a_search_goes_on_with_the_trials_that_have_no_value(tmp_path):
     assert trials[0].overrides[0] == "size=4" and len({trial.overrides[1] for trial in trials}) == 4
 
     parts = tmp_path / "parts"
-    first = Search(parts, settings(), words).batches()
-    Search(parts, settings(), words).tell(next(first)[0].number, 0)
+    first = Search(parts, settings(sampler=sampler), words).batches()
+    Search(parts, settings(sampler=sampler), words).tell(next(first)[0].number, 0)
     assert next(first) == [trials[1]]  # killed before it had a value
-    again = Search(parts, settings(n_jobs=2), words)
+    again = Search(parts, settings(n_jobs=2, sampler=sampler), words)
     told = []
     for batch in again.batches():
         told.append([trial.number for trial in batch])
@@ -225,7 +230,7 @@ def test_a_search_goes_on_with_the_trials_that_have_no_value(tmp_path):
         for trial in batch:
             again.tell(trial.number, trial.number)
     assert told == [[1, 2], [3]]
-    assert list(Search(parts, settings(n_trials=3), words).batches()) == []
+    assert list(Search(parts, settings(n_trials=3, sampler=sampler), words).batches()) == []
 
 
 def test_another_search_is_refused_its_folder(tmp_path):
@@ -234,27 +239,26 @@ def test_another_search_is_refused_its_folder(tmp_path):
         Search(tmp_path, settings(), overrides("rate=interval(0,2)"))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_optuna_finds_the_best_of_an_interval_over_seeds(tree, sampler, capfd):
+def test_optuna_searches_over_seeds_and_runs_a_failed_trial_again(tree):
     seen = {}
 
     def job(config: Train) -> float:
         seen[output_dir().name] = config
-        if config.seed == 2 and output_dir().name.startswith("1-") and len(seen) == 4:
+        if len(seen) == 4 and "0-seed1" in seen:
             raise Broken("the disk is full.")
-        return 1 - abs(config.rate - 0.5) + (0.1 if config.seed == 1 else -0.1)
+        return config.rate + (0.1 if config.seed == 1 else -0.1)
 
-    command = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", f"hydra.sweeper.sampler={sampler}")
-    command += ("hydra.sweeper.seeds=[1,2]", "rate=interval(0,1)", "size=choice(2,4)")
-    assert sweep(tree, *command, job=job) == 1
-    assert list(seen) == ["0-seed1", "0-seed2", "1-seed1", "1-seed2", "2-seed1", "2-seed2"]
-    assert seen["0-seed1"].rate == seen["0-seed2"].rate != seen["1-seed1"].rate
-    failed = seen["1-seed2"]
-    study = Search(Path("sweep"), settings(seeds=(1, 2), sampler=sampler), overrides(*command[4:])).study
-    assert study.best_value == pytest.approx(1 - min(abs(seen[f"{n}-seed1"].rate - 0.5) for n in (0, 2)))
-    assert sweep(tree, *command, job=job) is None  # the failed trial alone runs again, both seeds in their folders
-    assert len(study.trials) == 3 and seen["1-seed2"] == failed
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    words = ["rate=interval(0,1)", "size=choice(2,4)"]
+    command = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", *words]
+    assert sweep(tree, *command, "hydra.sweeper.seeds=[1,2]", job=job) == 1
+    assert list(seen) == ["0-seed1", "0-seed2", "1-seed1", "1-seed2"]
+    first, second = seen["0-seed2"], seen["1-seed2"]
+    assert first.rate == seen["0-seed1"].rate != second.rate and (first.seed, second.seed) == (2, 2)
+    seen.clear()
+    assert sweep(tree, *command, "hydra.sweeper.seeds=[1,2]", job=job) is None
+    assert list(seen) == ["1-seed1", "1-seed2"] and seen["1-seed2"] == second
+    study = Search(Path("sweep"), settings(seeds=(1, 2)), overrides(*words)).study
+    assert [trial.value for trial in study.trials] == pytest.approx([first.rate, second.rate])
 
 
 def test_mistakes_of_a_search_are_told_before_it_starts(tree, capfd):
@@ -327,11 +331,25 @@ def test_a_process_holds_the_first_free_place(tmp_path):
 # Trainings.
 
 
-def test_a_killed_sweep_goes_on_exactly_and_trains_nothing_twice(tmp_path, toy_options, monkeypatch, capfd):
+def test_a_run_of_another_configuration_is_refused_its_folder(tmp_path, toy_run, toy_options):
+    from bert_mtl.config import TrainConfig
+    from bert_mtl.sweeps import TrainSweeps
+
+    def said(*changes: str) -> list[str]:
+        config = compose("train", [*toy_options, f"run.dir={tmp_path}", "data.rebuild=true", *changes], TrainConfig)
+        return [str(problem) for problem in TrainSweeps().unlike(toy_run, config)]
+
+    assert said() == []
+    rule = f"be what the run in {toy_run} has (0.0), or hydra.sweep.dir another folder"
+    assert said("train.r_drop=1") == [f"train.r_drop must {rule}; got 1.0."]
+    assert TrainSweeps().unlike(tmp_path, None) == []  # nothing has begun
+
+
+def test_a_killed_sweep_goes_on_exactly_and_trains_nothing_twice(tmp_path, toy_options, monkeypatch):
     from bert_mtl import train
 
     folder = tmp_path / "sweep"
-    options = ["-m", *toy_options, "train.epochs=2", "train.save_every=2", "seed=1,2", f"hydra.sweep.dir={folder}"]
+    options = ["-m", *toy_options, "train.epochs=1", "train.save_every=1", "seed=1,2", f"hydra.sweep.dir={folder}"]
     command = [sys.executable, "-m", "bert_mtl.train", *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not (folder / "1" / "state.safetensors").exists():
@@ -340,22 +358,16 @@ def test_a_killed_sweep_goes_on_exactly_and_trains_nothing_twice(tmp_path, toy_o
         process.send_signal(signal.SIGKILL)
     assert (folder / "0" / "metrics.json").exists() and not (folder / "1" / "metrics.json").exists()
 
-    def go_on(*changes: str) -> object:
-        monkeypatch.setattr(sys, "argv", ["train", *options, *changes])
-        with contextlib.suppress(SystemExit):
-            return train.main()
-        return capfd.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["train", *options])
 
     def found(number: int) -> dict:
         metrics = json.loads((folder / str(number) / "metrics.json").read_text())
-        return {key: value for key, value in metrics.items() if key != "epochs"} | {
-            "epochs": [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in metrics["epochs"]]
-        }
+        for epoch in metrics["epochs"]:
+            del epoch["seconds"]
+        return metrics
 
-    refused = go_on("train.r_drop=1")
-    assert refused.splitlines()[1].startswith(f"train.r_drop must be what the run in {folder}/0 has (0.0)")
     first = (folder / "0" / "metrics.json").stat().st_mtime_ns
-    assert go_on() is None
+    train.main()
     assert (folder / "0" / "metrics.json").stat().st_mtime_ns == first
     assert "resumed in epoch" in (folder / "1" / "train.log").read_text()
     rows = json.loads((folder / "results.json").read_text())["groups"][0]
@@ -364,7 +376,7 @@ def test_a_killed_sweep_goes_on_exactly_and_trains_nothing_twice(tmp_path, toy_o
     resumed = found(1)
     for name in ("metrics.json", "state.safetensors", "weights.safetensors"):
         (folder / "1" / name).unlink()  # as where a job is killed before its first state
-    assert go_on() is None
+    train.main()
     assert found(1) == resumed
 
 
