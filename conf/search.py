@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from conf.errors import ConfigError, Problem, Schema, validate
+from conf.errors import NOTHING, ConfigError, Problem, Schema, validate
 
 if TYPE_CHECKING:
     import optuna
@@ -82,7 +82,8 @@ class Search:
         asked = sorted(asked)
         before = self.study.user_attrs.get("asked", asked)
         if before != asked:
-            rule = f"be the folder of this very search, not of: {' '.join(before)}"
+            there, here = (" ".join(sorted(set(a) - set(b))) for a, b in ((before, asked), (asked, before)))
+            rule = f"be the folder of this very search; it has {there or NOTHING} there and {here or NOTHING} here"
             raise ConfigError([Problem("hydra.sweep.dir", rule, str(folder))])
         self.study.set_user_attr("asked", asked)
 

@@ -236,7 +236,8 @@ def test_a_search_goes_on_with_the_trials_that_have_no_value(tmp_path, sampler):
 
 def test_another_search_is_refused_its_folder(tmp_path):
     Search(tmp_path, settings(), overrides("rate=interval(0,1)"))
-    with pytest.raises(ConfigError, match="hydra.sweep.dir must be the folder of this very search, not of: .*rate=int"):
+    said = r"very search; it has rate=interval\(0,1\) there and rate=interval\(0,2\) here; got"
+    with pytest.raises(ConfigError, match=said):
         Search(tmp_path, settings(), overrides("rate=interval(0,2)"))
 
 
