@@ -1,5 +1,7 @@
 """Where the work runs: a tf.distribute strategy, whether XLA compiles the step, and repeatable arithmetic."""
 
+import functools
+import logging
 import os
 import signal
 import threading
@@ -11,6 +13,8 @@ from bert_mtl.cluster import find_cluster
 from bert_mtl.config import StrategyConfig
 from bert_mtl.rendezvous import meet
 from conf.errors import ConfigError, Problem
+
+log = logging.getLogger(__name__)
 
 
 def make_strategy(config: StrategyConfig) -> tf.distribute.Strategy:
@@ -69,6 +73,25 @@ def use_xla(config: StrategyConfig, strategy: tf.distribute.Strategy) -> bool:
         rule = "be false or auto where several CPUs share a step: XLA sums between GPUs alone"
         raise ConfigError([Problem("strategy.xla", rule, True)])
     return config.xla
+
+
+@functools.cache  # TensorFlow takes it once a process
+def take_share(place: int, processes: int) -> None:
+    """Gives this process, the one at `place` of so many beside each other, its share of the cores and one GPU.
+
+    Processes beyond the number of GPUs share one, whose memory each then takes as it needs it.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        own = gpus[place % len(gpus)]
+        tf.config.set_visible_devices([own], "GPU")
+        if processes > len(gpus):
+            tf.config.experimental.set_memory_growth(own, True)
+    where = f" and GPU {place % len(gpus)} of {len(gpus)}" if gpus else ""
+    log.info("beside %d other processes: %d threads%s", processes - 1, threads, where)
 
 
 def make_repeatable(seed: int) -> None:

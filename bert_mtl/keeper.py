@@ -81,8 +81,8 @@ class Keeper:
         if self.step != step:
             where = f"{self.step} here, {step} at the chief"
             raise RunError(f"run.resume must be a folder that all workers share; its state is of step {where}.")
+        self.tracker.rewind(self.step)
         if self.run.state.exists():
-            self.tracker.rewind(self.step)
             where = "after its last epoch" if self.done else f"in epoch {self.epoch.number + 1}"
             log.info("resumed %s, after %d steps", where, self.step)
 

@@ -42,6 +42,7 @@ from bert_mtl.runs import (
     start_run,
 )
 from bert_mtl.steps import arguments, make_step
+from bert_mtl.sweeps import TrainSweeps, train_job
 from bert_mtl.tasks import DataError
 from bert_mtl.tracking import Careful, Job, open_tracker
 from bert_mtl.tracking.history_file import History
@@ -79,9 +80,9 @@ def watched(begun: Begun) -> Iterator[Careful]:
     if not run.chief.here:
         yield Careful([])
         return
-    config = run.config.model_dump(mode="json")
-    tags, group = [*run.config.tasks, run.config.data.source], run.config.tracking.group
-    job = Job(run.folder, run.folder.name, "train", config, tags, group)
+    config, tags = run.config.model_dump(mode="json"), [*run.config.tasks, run.config.data.source]
+    name, group = run.folder.name, sweep_name()
+    job = Job(run.folder, f"{group}/{name}" if group else name, "train", config, tags, group)
     with open_tracker(run.config.tracking, job, beside=[History(run.folder)]) as tracker:
         for folder in begun.folders.values():
             tracker.uses(data_package(folder))
@@ -103,6 +104,7 @@ def _finish(begun: Begun, keeper: Keeper, folders: dict[str, Path]) -> dict:
     result = {
         "test": test,
         "dev": best["dev"],
+        "score": keeper.score(best["dev"]),
         "best_epoch": keeper.best + 1,
         "epochs": keeper.epochs,
         "data": run.config.data.source,
@@ -186,12 +188,19 @@ def fit(begun: Begun, keeper: Keeper) -> None:
             keeper.end_epoch()
 
 
+def sweep_name() -> str | None:
+    """That of the folder of the sweep that this run is a job of."""
+    sweeps = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+    return Path(HydraConfig.get().sweep.dir).name if sweeps else None
+
+
 def overrides() -> list[str] | None:
     """Those of the command line; None within another program."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
 
 
-def _train_job(config: TrainConfig) -> None:
+def _train_job(config: TrainConfig) -> float:
+    """Returns the run's score, which sweepers compare."""
     others = [text for text in HydraConfig.get().overrides.task if not text.startswith("run.resume=")]
     if config.run.resume and others:
         raise ConfigError([Problem("run.resume", "stand alone: the run goes on with its own configuration", others)])
@@ -204,14 +213,14 @@ def _train_job(config: TrainConfig) -> None:
             rule = "be given with strategy=multi_worker: a folder that all workers share"
             raise ConfigError([Problem("run.dir", rule, config.run.dir)])
     own = config.run.model_copy(update={"dir": str(entry.output_dir())})
-    tracking = config.tracking
-    if HydraConfig.get().mode == RunMode.MULTIRUN and tracking.group is None:
-        tracking = tracking.model_copy(update={"group": entry.output_dir().parent.name})
-    train(config.model_copy(update={"run": own, "tracking": tracking}))
+    config = config.model_copy(update={"run": own})
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return train_job(config, train)
+    return train(config)["score"]
 
 
 def main() -> None:
-    entry.main("train", TrainConfig, _train_job)
+    entry.main("train", TrainConfig, _train_job, sweeps=TrainSweeps())
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ from typing import Any
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from conf.errors import ConfigError, Problem, S, Schema, validate
+from conf.errors import ConfigError, Problem, S, Schema, told_alone, validate
 from conf.explain import explained_keys
 from conf.problem import is_chain
-from conf.tree import Tree, resolved
+from conf.sweep import Sweeps, ask, continuing, run_job, watch
+from conf.tree import Tree, program, quoted, resolved
 
 __all__ = [
     "CONF_DIR",
@@ -46,11 +47,13 @@ def main(
     *,
     argv: Sequence[str] | None = None,
     config_dir: Path | str = CONF_DIR,
+    sweeps: Sweeps[S] | None = None,
 ) -> None:
     """Runs `job` with the typed configuration of the command line (`sys.argv[1:]` where `argv` is None).
 
     Every problem is printed before anything is written. Exit codes: 2 for the configuration; 1 for an exception with
     `user_error = True`, whose message alone is printed; 130 when interrupted. Other exceptions keep their traceback.
+    With --multirun a job that fails does not end the others; the command then ends with 1.
     """
     parser = get_args_parser()
     args = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
@@ -68,12 +71,20 @@ def main(
         if args.help:
             print(tree.help(args.overrides, schema))
             return
-        if not (args.hydra_help or args.info or args.shell_completion):
-            sweep = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
-            given, args.overrides = args.overrides, tree.check_all(args.overrides, schema, sweep)
-            for text in filter(is_chain, given):
-                print(f"{text} became {' '.join(tree.unchained([text], schema)[0])}", file=sys.stderr)
-        _run_hydra(args, parser, _task(schema, job), args.config_path, args.config_name)
+        run = functools.partial(_run_hydra, args, parser, _task(schema, job), args.config_path, args.config_name)
+        if args.hydra_help or args.info or args.shell_completion:
+            run()
+            return
+        given = args.overrides
+        asked = ask(tree, given, schema) if args.multirun or "hydra.mode=MULTIRUN" in given else None
+        args.overrides = asked.overrides if asked else tree.check_all(given, schema)
+        for text in filter(is_chain, given):
+            print(f"{text} became {' '.join(tree.unchained([text], schema)[0])}", file=sys.stderr)
+        if asked:
+            again = continuing(program(), sys.argv[1:] if argv is None else argv, asked.folder)
+            watch(run, asked, sweeps or Sweeps(), lambda overrides: tree.check(overrides, schema)[0], again)
+        else:
+            run()
 
 
 def compose(config_name: str, overrides: Sequence[str], schema: type[S], *, config_dir: Path | str = CONF_DIR) -> S:
@@ -95,31 +106,29 @@ def _positioned(texts: Sequence[str], key: str | None) -> list[str]:
     others = [text for text in texts if text not in alone]
     if twice := [text for text in others if text.lstrip("+").startswith(f"{key}=")]:
         raise ConfigError([Problem(str(key), "be given once, as arguments or as a key", " ".join(twice + alone))])
-    return [*others, f"{key}=[{','.join(map(_quoted, alone))}]"]
+    return [*others, f"{key}=[{','.join(map(quoted, alone))}]"]
 
 
 def _verbatim(text: str, schema: type[Schema]) -> str:
     """Quotes the value of a key that the schema takes as typed."""
     key, _, value = text.partition("=")
-    return f"{key}={_quoted(value)}" if key in schema.verbatim else text
-
-
-def _quoted(value: str) -> str:
-    """A text in quotes, so that no sign in it means anything to Hydra."""
-    value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
-    value = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + (r"\'" if found[2] else ""), value)
-    return f"'{value}'"
+    return f"{key}={quoted(value)}" if key in schema.verbatim else text
 
 
 def _task(schema: type[S], job: Callable[[S], object]) -> Callable[[DictConfig], object]:
     @functools.wraps(job)  # Hydra names the run after the module of the job
     def task(cfg: DictConfig) -> object:
-        # Hydra writes a line of its own about every exception that leaves the task, so the message is printed here.
-        with _messages_alone():
+        def typed() -> object:
             container, problems = resolved(cfg)
             if problems:
                 raise ConfigError(problems)
             return job(validate(container, schema))
+
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            return run_job(typed)
+        # Hydra writes a line of its own about every exception that leaves the task, so the message is printed here.
+        with _messages_alone():
+            return typed()
 
     return task
 
@@ -133,8 +142,7 @@ def _messages_alone() -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        told = getattr(error, "user_error", False) or isinstance(error, HydraException)
-        if not told and not (isinstance(error, OSError) and error.filename):  # a path that cannot be read or written
+        if not told_alone(error):
             raise
         print(error, file=sys.stderr)
         _to_log_files(str(error))

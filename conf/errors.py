@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import pydantic
+from hydra.errors import HydraException
 
 from conf.explain import accepted, leaves, shown
 
@@ -216,6 +217,13 @@ def _unknown_key(path: Sequence[str | int], siblings: Iterable[str], everywhere:
     if not closest(name, options):
         options = [key for key in everywhere if key.endswith(f".{name}")] or options
     return Problem(dotted(path), f"be a key of {dotted(section) or 'the configuration'}", name, options)
+
+
+def told_alone(error: BaseException) -> bool:
+    """Whether the user, not the program, made the mistake, so that its message is enough."""
+    if getattr(error, "user_error", False) or isinstance(error, HydraException):
+        return True
+    return isinstance(error, OSError) and bool(error.filename)  # a path that cannot be read or written
 
 
 def closest(value: object, options: Iterable[object]) -> str | None:

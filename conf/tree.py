@@ -1,9 +1,9 @@
 """The YAML files of one command as Hydra finds them, and every check of a command line against them and the schema."""
 
 import functools
-import itertools
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from conf.explain import comments, help_text
 from conf.problem import is_chain, unchained
 
 REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)  # what composing raises
+MISSING = {("hydra/launcher", "joblib"): "be installed (pip install 'bert_mtl[sweep]')"}  # choices of other packages
 
 
 class Screened(NamedTuple):
@@ -55,35 +56,16 @@ class Tree:
         self.parser = OverridesParser.create(config_loader=self.loader)
         self._composed = functools.lru_cache(maxsize=4)(self._compose)  # composing takes 0.1 s and more
 
-    def check_all(self, overrides: Sequence[str], schema: type[S], sweep: bool) -> list[str]:
-        """Checks every job of the command line; returns the overrides as Hydra takes them. Raises ConfigError."""
+    def check_all(self, overrides: Sequence[str], schema: type[S]) -> list[str]:
+        """Checks a single run; returns the overrides as Hydra takes them. Raises ConfigError."""
         overrides, problems = self.unchained(overrides, schema)
-        added: set[str] = set()
-        for job in self.jobs(overrides) if sweep else [overrides]:
-            try:
-                added |= self.check(job, schema)[1]
-            except ConfigError as error:
-                problems += error.problems
-        if sweep:
-            rule = "be left out of a sweep, whose jobs have numbered folders in hydra.sweep.dir"
-            own = [text.partition("=")[2] for text in overrides if text.startswith("run.dir=")]
-            problems += [Problem("run.dir", rule, folder) for folder in own]
+        try:
+            added = self.check(overrides, schema)[1]
+        except ConfigError as error:
+            raise ConfigError([*problems, *error.problems]) from error
         if problems:
             raise ConfigError(problems)
-        return [_forced(text, added) for text in overrides]
-
-    def jobs(self, overrides: Sequence[str]) -> Iterator[list[str]]:
-        """Returns the overrides of each job of a sweep: every combination of values, of an interval both ends."""
-        columns = []
-        for text in overrides:
-            override = self._parsed(text)
-            if isinstance(override, Problem) or not override.is_sweep_override():
-                columns.append([text])
-                continue
-            sweep: Any = override.value()
-            values = [sweep.start, sweep.end] if override.is_interval_sweep() else override.sweep_string_iterator()
-            columns.append([f"{override.get_key_element()}={value}" for value in values])
-        return map(list, itertools.product(*columns))
+        return self.forced(overrides, added)
 
     def check(self, overrides: Sequence[str], schema: type[S]) -> tuple[S, set[str]]:
         """Returns the typed configuration and the keys that only the schema knows. Raises ConfigError."""
@@ -117,7 +99,7 @@ class Tree:
         changes: list[Override] = []
         overrides, problems = self.unchained(overrides, schema)
         for text in overrides:
-            override = self._parsed(text)
+            override = self.parsed(text)
             if isinstance(override, Problem):
                 problems.append(override)
             elif override.is_sweep_override():
@@ -158,6 +140,25 @@ class Tree:
         tasks: Any = OmegaConf.to_container(every.tasks)
         return unchained(overrides, tasks)
 
+    def parsed(self, text: str) -> Override | Problem:
+        """Returns an override as Hydra reads it, or what is wrong with it."""
+        key, _, value = text.lstrip("+~").partition("=")
+        try:
+            if key:
+                return self.parser.parse_override(text)
+        except HydraException:
+            pass
+        return Problem(key or "an override", "be written as key=value, a value with special characters in quotes", text)
+
+    def settings(self, overrides: Sequence[str], schema: type[Schema]) -> DictConfig:
+        """Returns Hydra's own settings as these overrides have them, the wrong ones left out. Raises ConfigError."""
+        return self._load(self.screen(overrides, schema).overrides).hydra
+
+    @staticmethod
+    def forced(overrides: Sequence[str], added: set[str]) -> list[str]:
+        """Returns the overrides as Hydra takes them, given the keys that only the schema knows."""
+        return [_forced(text, added) for text in overrides]
+
     def choices(self, group: str) -> list[str]:
         """Returns the files of a group, sorted; none where there is no such group."""
         names = self.loader.get_group_options(group, config_name=self.name)
@@ -170,15 +171,6 @@ class Tree:
         # As for a sweep, because Hydra then composes although a group is still to be chosen.
         return self.loader.load_configuration(self.name, list(overrides), RunMode.MULTIRUN)
 
-    def _parsed(self, text: str) -> Override | Problem:
-        key, _, value = text.lstrip("+~").partition("=")
-        try:
-            if key:
-                return self.parser.parse_override(text)
-        except HydraException:
-            pass
-        return Problem(key or "an override", "be written as key=value, a value with special characters in quotes", text)
-
     def _is_group(self, override: Override) -> bool:
         return bool(self.choices(override.key_or_group)) and not isinstance(override.value(), dict)
 
@@ -189,7 +181,11 @@ class Tree:
         choices, names = self.choices(group), chosen if isinstance(chosen, list) else [chosen]
         wrong = [name for name in names if name not in (None, *choices)]
         # A choice in a folder below the group is left to Hydra.
-        found = [Problem(group, "be one of the choices", name, choices) for name in wrong if "/" not in str(name)]
+        found = [
+            Problem(group, MISSING.get((group, str(name)), "be one of the choices"), name, choices)
+            for name in wrong
+            if "/" not in str(name)
+        ]
         twice = [name for place, name in enumerate(names) if name in names[:place]]
         return found + [Problem(group, "name each choice once", name) for name in twice]
 
@@ -266,11 +262,22 @@ def _forced(text: str, added: set[str]) -> str:
     return f"++{text}" if text.split("=")[0] in added else text
 
 
-def _usage(schema: type[Schema]) -> str:
+def quoted(text: str) -> str:
+    """A value in quotes, so that no sign in it means anything to Hydra."""
+    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
+    text = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + (r"\'" if found[2] else ""), text)
+    return f"'{text}'"
+
+
+def program() -> str:
+    """The command as it was started, without its arguments."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
-    program += f" [{schema.positional} ...]" if schema.positional else ""
-    return f"Usage: {program} [group=choice ...] [key=value ...] [--multirun] [--cfg job] [--config-dir DIR] [--help]"
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+
+
+def _usage(schema: type[Schema]) -> str:
+    own = f"{program()} [{schema.positional} ...]" if schema.positional else program()
+    return f"Usage: {own} [group=choice ...] [key=value ...] [--multirun] [--cfg job] [--config-dir DIR] [--help]"
 
 
 def resolved(cfg: DictConfig) -> tuple[dict[str, Any], list[Problem]]:

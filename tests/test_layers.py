@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("conf", "spans", "bert_mtl", "data_prep", "serving", "benchmarks")
+ROOMS = ("conf", "hydra_plugins", "spans", "bert_mtl", "data_prep", "serving", "benchmarks")
 ORDER = (
     "errors", "atomic", "scores", "significance", "history", "answer_table", "groups", "overlays", "disagreements",
     "duel", "comparison", "ahead", "flops", "machine", "dropout", "labels", "kinds", "mixing", "rules", "precisions",
     "config", "commands", "tasks", "tokenization", "weights", "vocabulary", "records", "tracking", "encoding",
     "workers", "masking", "packing", "batches", "taught", "part_reader", "input_pipeline", "pooling", "adapters",
     "encoder", "flash_attention", "attention", "checkpoints", "weighting", "r_drop", "exits", "multitask", "served",
-    "optimization", "cluster", "rendezvous", "devices", "chief", "answers", "outcomes", "answer_files", "runs", "meter",
-    "parts", "wire", "steps", "teachers", "text_batches", "progress", "selected", "closing", "keeper", "begun",
-    "baselines", "mistakes", "calibration", "figures", "curves", "findings", "packages", "origin", "data_facts",
-    "pages", "tables", "frozen", "graph_passes", "quantisation", "onnx_names", "formats", "leaving", "gates",
-    "manifest", "saved_models", "model_card",
+    "optimization", "cluster", "rendezvous", "devices", "chief", "answers", "outcomes", "answer_files", "runs",
+    "meter", "parts", "wire", "steps", "teachers", "text_batches", "progress", "selected", "closing", "keeper",
+    "begun", "baselines", "mistakes", "calibration", "figures", "curves", "findings", "packages", "origin",
+    "data_facts", "pages", "tables", "frozen", "graph_passes", "quantisation", "onnx_names", "formats", "leaving",
+    "gates", "manifest", "saved_models", "model_card", "sweeps",
 )  # fmt: skip
 ENTRIES = ("report", "train", "evaluate", "compare", "predict", "embed", "export")
 DATA_PREP_MAY = {
@@ -70,6 +70,7 @@ def roots(imported: set[str]) -> set[str]:
     ("room", "forbidden"),
     [
         ("conf", {"spans", "bert_mtl", "data_prep", "serving", "benchmarks", "tensorflow"}),
+        ("hydra_plugins", {"spans", "bert_mtl", "data_prep", "serving", "benchmarks", "tensorflow", "optuna"}),
         ("spans", {"conf", "bert_mtl", "data_prep", "serving", "benchmarks", "tensorflow", "keras"}),
         ("serving", {"bert_mtl", "data_prep", "benchmarks"}),
         ("data_prep", {"serving", "benchmarks", "keras"}),
