@@ -29,7 +29,7 @@ def reference(readers: Iterable[PartReader]) -> dict[str, Any]:
 
     Returns:
         `format`; `tasks` by name (`task_reference`); `heads` by full name, with their task, kind and labels
-        (`label_reference`).
+        (`label_reference`), where these have any.
     """
     tasks, heads = {}, {}
     for reader in (replace(reader, part="train", shuffle=False, taught=()) for reader in readers):
@@ -38,8 +38,9 @@ def reference(readers: Iterable[PartReader]) -> dict[str, Any]:
         windows = entities.seeing(reader.windows(0, reader.examples))
         tasks[task.name] = task_reference(windows, reader.tokenizer, task.separate, part.truncated)
         for head in task.heads.values():
-            told = label_reference(head.kind, part.statistics.get(head.name, {})) | entities.told(head.name)
-            heads[head.name] = {"task": task.name, "kind": head.kind} | told
+            if told := label_reference(head.kind, part.statistics.get(head.name, {})):
+                told |= entities.told(head.name)
+                heads[head.name] = {"task": task.name, "kind": head.kind} | told
     return {"format": FORMAT, "tasks": tasks, "heads": heads}
 
 
@@ -53,8 +54,8 @@ def task_reference(
         truncated: texts that were cut, where that was counted.
 
     Returns:
-        `examples`; `rows`; `truncated` (or None); `lengths`: `edges` and `counts` (rows of at least an edge's tokens
-        and less than the next one's) and `mean`; `unknown`: how many of the pieces are [UNK]; `pieces`: `total`,
+        `examples`; `rows` and their `tokens`; `truncated` (or None); `lengths`: `edges` and `counts` (rows of at least
+        an edge's tokens and less than the next one's); `unknown`: how many of the tokens are [UNK]; `pieces`: `total`,
         `counts` by id of the most frequent ones, and `seen` (`seen_pieces`). Special tokens are no pieces.
     """
     edges = length_edges(tokenizer.max_length)
@@ -73,8 +74,9 @@ def task_reference(
     return {
         "examples": examples,
         "rows": rows,
+        "tokens": tokens,
         "truncated": truncated,
-        "lengths": {"edges": edges, "counts": found.tolist(), "mean": tokens / max(rows, 1)},
+        "lengths": {"edges": edges, "counts": found.tolist()},
         "unknown": int(pieces[tokenizer.unk_id]),
         "pieces": {
             "total": int(pieces.sum()),
@@ -101,9 +103,9 @@ def label_reference(kind: str, statistics: Mapping[str, float]) -> dict[str, Any
 
     Returns:
         classification: `labels`: examples of each. multilabel: the same, and `examples`. tagging: `labels`: entities of
-        each type. regression: `examples`, `mean` and `deviation`. Nothing of other kinds.
+        each type. regression: `examples`, `mean` and `deviation`. Nothing of other kinds, or without a label.
     """
-    if not statistics:
+    if not any(statistics.values()):
         return {}
     counts = {name.removeprefix("label "): int(count) for name, count in statistics.items()}
     if kind == "classification":
