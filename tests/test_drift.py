@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from test_bundle import HEADS, write_bundle
 from test_samples import asked
 from test_samples import config as sampling
@@ -20,6 +21,7 @@ from bert_mtl.tracking import Tracker
 from conf import entry
 from conf.errors import ConfigError
 from serving.bundle import BundleError
+from serving.config import ServeConfig
 
 SEEN = base64.b64encode(np.packbits(np.isin(np.arange(16), [5, 6, 7, 8])).tobytes()).decode()
 TASK = {
@@ -209,3 +211,11 @@ def test_a_tracker_gets_scalars_and_two_tables(tmp_path):
         "time": "2026-11-02T00:00:00.000+00:00", "request": "r", "tokens": 4, "unknown": 0, "truncated": False,
         "text": "good film", "text_b": "", "imdb": '{"label": "pos"}',
     }  # fmt: skip
+
+
+def test_the_command_lines_of_the_containers_compose():
+    file = Path(__file__).parents[1] / "deploy/compose.watch.yaml"
+    services = yaml.safe_load(file.read_text())["services"]
+    assert entry.compose("serve", services["bert_mtl"]["command"], ServeConfig).samples.dir == Path("/drift/samples")
+    module, *overrides = [each.replace("${TRACKING:-none}", "none") for each in services["drift"]["command"]]
+    assert (module, entry.compose("drift", overrides, DriftConfig).watch) == ("bert_mtl.drift", 600)
