@@ -5,8 +5,9 @@ tracker. It runs beside the server, which thus needs neither a tracker nor its k
 """
 
 import json
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from conf.errors import ConfigError, Problem
 from serving.bundle import Bundle, BundleError, load_bundle
 
 COLUMNS = ("task", "head", "signal", "reference", "now", "measure", "shift", "p", "verdict", "texts", "detail")
-COLORS = {"large shift": "red", "moderate shift": "yellow", "no shift shown": "green", "too few texts": "dim"}
+SHORT = {"jensen-shannon": "js", "deviations": "dev"}
+COLORS = {"large": "red", "moderate": "yellow", "none shown": "green", "too few texts": "dim"}
 
 
 def drift(config: DriftConfig) -> None:
-    """Looks once, or every `watch` seconds for ever.
+    """Looks once, or every `watch` seconds until SIGTERM or SIGINT.
 
     Raises:
         BundleError, ConfigError: the bundle is none, or lacks training.json or a task.
@@ -41,16 +43,26 @@ def drift(config: DriftConfig) -> None:
     if unknown := [task for task in config.tasks if task not in training["tasks"]]:
         raise ConfigError([Problem("task", "be among those of training.json", unknown[0], list(training["tasks"]))])
     with open_tracker(config.tracking, job(bundle, config)) as tracker:
+        if config.watch is None:
+            look(bundle, training, config, tracker)
+        else:
+            watch(lambda: look(bundle, training, config, tracker), config.watch)
+
+
+def watch(look: Callable[[], object], seconds: float) -> None:
+    """Looks for ever; where there are no samples yet, it says so. SIGTERM and SIGINT are its end."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
         while True:
             try:
-                look(bundle, training, config, tracker)
+                look()
             except SamplesError as error:
-                if config.watch is None:
-                    raise
                 print(error)
-            if config.watch is None:
-                return
-            time.sleep(config.watch)
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        return
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def read_training(bundle: Bundle) -> dict[str, Any]:
@@ -91,7 +103,7 @@ def show(found: Sequence[Signal], samples: Samples, console: Console) -> None:
         color, signal = COLORS[row.verdict], f"{row.signal} ({row.detail})" if row.detail else row.signal
         table.add_row(
             escape(row.head or row.task), escape(signal), _shown(row.reference), _shown(row.now),
-            f"{row.shift:.2f} {row.measure}", _shown(row.p), f"[{color}]{row.verdict}[/]",
+            f"{row.shift:.2f} {SHORT.get(row.measure, row.measure)}", _shown(row.p), f"[{color}]{row.verdict}[/]",
         )  # fmt: skip
     console.print(table)
     if samples.others:

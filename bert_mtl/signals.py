@@ -12,7 +12,7 @@ from bert_mtl.samples import Asked, Samples
 from bert_mtl.shifts import chi_square, jensen_shannon, mean_difference, psi
 
 Measure = Literal["psi", "jensen-shannon", "deviations", "share"]
-Verdict = Literal["no shift shown", "moderate shift", "large shift", "too few texts"]
+Verdict = Literal["none shown", "moderate", "large", "too few texts"]
 LIMITS: dict[Measure, tuple[float, float]] = {
     "psi": (0.1, 0.25),
     "jensen-shannon": (0.2, 0.3),
@@ -81,8 +81,8 @@ def verdict(measure: Measure, shift: float, p: float | None, enough: bool) -> Ve
         return "too few texts"
     moderate, large = LIMITS[measure]
     if abs(shift) < moderate or (p is not None and p >= SURE):
-        return "no shift shown"
-    return "large shift" if abs(shift) >= large else "moderate shift"
+        return "none shown"
+    return "large" if abs(shift) >= large else "moderate"
 
 
 class _Shift(NamedTuple):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import signal
 from collections import Counter, deque
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_texts_like_those_of_train_show_no_shift():
             "drift/tiny/length", "drift/tiny/truncated", "drift/tiny/unknown", "drift/tiny/vocabulary",
             "drift/tiny/new_pieces", "drift/imdb/psi",
         ],
-        "no shift shown",
+        "none shown",
     )  # fmt: skip
     assert (found["drift/tiny/length"].shift, found["drift/tiny/length"].p) == (0, 1)
     assert (found["drift/tiny/length"].reference, found["drift/tiny/length"].now) == (4, 4)
@@ -67,7 +68,7 @@ def test_texts_like_those_of_train_show_no_shift():
 def test_each_signal_tells_its_own_shift():
     other = Asked([8] * 100, 100, 90, 160, 100, Counter({1: 160, 7: 340, 9: 100}))
     found = rows(training(), served(other, imdb=[{"label": "neg"}] * 20 + [{"label": "pos"}] * 80))
-    assert {row.verdict for row in found.values()} == {"large shift"}
+    assert {row.verdict for row in found.values()} == {"large"}
     told = {key.rpartition("/")[2]: (row.measure, row.reference, row.now) for key, row in found.items()}
     assert told == {
         "length": ("psi", 4, 8), "truncated": ("psi", 0, 0.9), "unknown": ("share", 0, 0.2),
@@ -86,28 +87,28 @@ def test_numbers_and_entities_are_told_in_deviations():
     answers = {"stars": [{"value": 2.0}, {"value": 4.0}] * 50, "spans": [{"spans": {"who": 1}}] * 100}
     found = rows(training(stars=stars, spans=spans), served(Asked(), **answers))
     assert {key: (row.shift, row.verdict) for key, row in found.items() if key != "drift/spans/psi"} == {
-        "drift/stars/value": (0.5, "large shift"), "drift/spans/entities": (0.0, "no shift shown"),
+        "drift/stars/value": (0.5, "large"), "drift/spans/entities": (0.0, "none shown"),
     }  # fmt: skip
-    assert (found["drift/spans/psi"].p, found["drift/spans/psi"].verdict) == (None, "large shift")
+    assert (found["drift/spans/psi"].p, found["drift/spans/psi"].verdict) == (None, "large")
 
 
 def test_of_many_labels_the_one_that_shifted_most_is_told():
     tones = {"task": "tiny", "kind": "multilabel", "examples": 1000, "labels": {"dry": 500, "wry": 100, "shy": 0}}
     answers = [{"labels": ["dry", "wry"]}] * 50 + [{"labels": []}] * 50
     (row,) = rows(training(tones=tones), served(Asked(), tones=answers)).values()
-    assert (row.detail, row.reference, row.now, row.verdict) == ("wry", 0.1, 0.5, "large shift")
+    assert (row.detail, row.reference, row.now, row.verdict) == ("wry", 0.1, 0.5, "large")
     assert row.p < 1e-20
 
 
 @pytest.mark.parametrize(
     ("measure", "shift", "p", "enough", "said"),
     [
-        ("psi", 0.0999, 0.0, True, "no shift shown"),
-        ("psi", 0.1, 0.0, True, "moderate shift"),
-        ("psi", 0.25, None, True, "large shift"),
-        ("psi", 0.25, 0.01, True, "no shift shown"),
+        ("psi", 0.0999, 0.0, True, "none shown"),
+        ("psi", 0.1, 0.0, True, "moderate"),
+        ("psi", 0.25, None, True, "large"),
+        ("psi", 0.25, 0.01, True, "none shown"),
         ("psi", 0.25, 0.0, False, "too few texts"),
-        ("deviations", -0.5, 0.0, True, "large shift"),
+        ("deviations", -0.5, 0.0, True, "large"),
     ],
 )
 def test_a_shift_is_judged_by_its_size_where_it_is_not_chance(measure, shift, p, enough, said):
@@ -169,7 +170,7 @@ def test_what_a_server_was_asked_is_compared_with_its_bundle(tmp_path, capsys):
     assert found["", "new_pieces"]["now"] == pytest.approx(2 / 11)  # only [UNK] is new
     assert found["imdb", "labels"]["texts"] == 40
     said = capsys.readouterr().out
-    assert "new_pieces" in said and "large shift" in said
+    assert "new_pieces" in said and "large" in said
     assert f"report: {tmp_path}/samples/drift.json" in said
 
 
@@ -181,6 +182,26 @@ def test_a_bundle_without_its_numbers_and_a_task_it_lacks_are_told(tmp_path):
     write_bundle(bundle)
     with pytest.raises(ConfigError, match=r"task must be among those of training.json; got imdb. Options: tiny"):
         drift(config(bundle, tmp_path, "task=imdb"))
+
+
+def test_a_watch_waits_for_samples_and_looks_until_it_is_ended(tmp_path, monkeypatch, capsys):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/training.json").write_text(json.dumps(training()))
+    settings, pauses = config(write_bundle(tmp_path / "bundle"), tmp_path / "samples", "watch=7"), []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) > 1:
+            signal.raise_signal(signal.SIGTERM)
+        (tmp_path / "samples").mkdir()
+        (tmp_path / "samples/samples-1.jsonl").write_text(line("2026-11-02T00:00:00.000+00:00") + "\n")
+
+    monkeypatch.setattr("bert_mtl.drift.time.sleep", pause)
+    before = signal.getsignal(signal.SIGTERM)
+    drift(settings)
+    assert (pauses, signal.getsignal(signal.SIGTERM)) == ([7, 7], before)
+    assert "samples must be the folder that the server's samples.dir names" in capsys.readouterr().out
+    assert json.loads((tmp_path / "samples/drift.json").read_text())["texts"] == 1
 
 
 class Told(Tracker):
