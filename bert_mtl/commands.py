@@ -1,9 +1,11 @@
 """The typed schemas of the commands that ask something of finished runs; their YAML files stand in `conf/`."""
 
+import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from bert_mtl.config import DataConfig, Filled, Part, TrackingConfig
 from bert_mtl.precisions import REFUSED, Format, Precision
@@ -100,6 +102,38 @@ class ExportConfig(Schema):
             ]
             found.append(Problem("precision", rule, self.precision, options))
         return found
+
+
+class DriftConfig(Schema):
+    """`python -m bert_mtl.drift`."""
+
+    bundle: Filled
+    samples: Filled
+    since: Filled | None
+    tasks: dict[str, Any] = {}  # their names alone count, as above
+    least: PositiveInt
+    predictions: Annotated[int, Field(ge=0)]
+    watch: PositiveFloat | None
+    output: Filled
+    tracking: TrackingConfig
+
+    def problems(self) -> list[Problem]:
+        try:
+            if self.since is not None:
+                moment(self.since, datetime.now(UTC))
+        except (ValueError, OverflowError):
+            rule = "be a time such as 2026-11-28T14:00:00, or so many minutes, hours or days back: 90m, 24h, 7d"
+            return [Problem("since", rule, self.since)]
+        return []
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """The time that `text` names in ISO 8601 (UTC, where it does not say), or so many minutes, hours or days before
+    `now`: `90m`, `24h`, `7d`. Raises ValueError, or OverflowError of more than there are."""
+    if span := re.fullmatch(r"(\d+)([mhd])", text):
+        return now - timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[span[2]]: int(span[1])})
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _overwriting(source: str | None, target: str | None) -> list[Problem]:

@@ -1,7 +1,8 @@
 """A run as a bundle that a server answers from: `python -m bert_mtl.export run=… bundle=…`.
 
 The bundle holds the model in each format (`bert_mtl.formats`), the tokenizer for servers without TensorFlow, a model
-card, and a manifest (`bert_mtl.manifest`) with a SHA-256 of every file. Each format answers the run's dev part by the
+card, what the run learned from in numbers (`bert_mtl.reference`; where its data is read at all), and a manifest
+(`bert_mtl.manifest`) with a SHA-256 of every file. Each format answers the run's dev part by the
 very engine of the server before the bundle appears.
 """
 
@@ -29,6 +30,7 @@ from bert_mtl.packages import bundle_package, run_package
 from bert_mtl.parts import part_pipelines
 from bert_mtl.precisions import REFUSED, Precision
 from bert_mtl.records import load_manifest, sha256
+from bert_mtl.reference import reference
 from bert_mtl.runs import Run, RunError, check_examples, load_model, open_run
 from bert_mtl.saved_models import finish_saved_model
 from bert_mtl.served import ID_INPUTS, Served
@@ -39,6 +41,7 @@ from data_prep.build import build
 from serving.bundle import load_bundle
 from serving.engines import open_engine
 
+TRAINING = "training.json"  # `bert_mtl.reference`
 BATCH = 32  # texts that are compared at once
 
 
@@ -86,6 +89,9 @@ def fill(folder: Path, run: Run, model: MultiTaskModel, config: ExportConfig, ex
     if "savedmodel" in engines:
         finish_saved_model(served, folder / engines["savedmodel"]["stages"][0]["path"], name)
     write_tokenizer(run, folder / "tokenizer")
+    if dev:
+        readers = [pipeline.readers[0] for pipeline in dev.values()]
+        (folder / TRAINING).write_text(json.dumps(reference(readers)))
     said = manifest(run, served.ids, name, engines)
     if config.max_drop is not None:
         seal(folder, said)
@@ -185,6 +191,8 @@ def export(config: ExportConfig) -> None:
     written = write_bundle(run, config)
     print("\n".join(said(written, config.precision)))
     track(run, config, written)
+    if not (Path(config.bundle) / TRAINING).exists():
+        print(f"{TRAINING}: left out, as no data was read with max_drop=null; without it nobody can look for drift")
     print(f"bundle: {config.bundle}\n\nNext:\n  python -m serving.server bundle={config.bundle} http.port=8000")
 
 

@@ -236,7 +236,8 @@ class Manifest(Section):
     versions: dict[str, str]
     """Of the packages that wrote the bundle."""
     files: dict[InnerPath, str]
-    """SHA-256 of every file by path, but for manifest.json and README.md, which may be written on."""
+    """SHA-256 of every file by path, but for manifest.json and README.md, which may be written on. training.json (what
+    the train part was like, for `bert_mtl.drift`) is among them where the exporter read the run's data."""
 
 
 def schema() -> dict[str, Any]:

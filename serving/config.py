@@ -37,6 +37,15 @@ class EncodeConfig(Schema):
     layers: Annotated[list[int], Field(min_length=1)]
 
 
+class SamplesConfig(Schema):
+    dir: Path | None
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    texts: bool
+    window: PositiveInt
+    bytes: PositiveInt
+    files: PositiveInt
+
+
 class GrpcConfig(Schema):
     host: str
     port: Port | None
@@ -59,6 +68,7 @@ class ServeConfig(Schema):
     limits: LimitsConfig
     batch: BatchConfig
     encode: EncodeConfig
+    samples: SamplesConfig
     zmq: ZmqConfig
     grpc: GrpcConfig
 

@@ -4,10 +4,13 @@ import json
 import logging
 import sys
 import time
+from contextvars import ContextVar
 from typing import Any
 
 FIELDS = ("request_id", "status", "milliseconds")
 """What a record may carry beside its message."""
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Of the HTTP request that is being answered; None of other protocols' requests."""
 
 
 class JsonFormatter(logging.Formatter):

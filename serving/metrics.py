@@ -1,10 +1,12 @@
 """What the server counts: for Prometheus at `/metrics`, and second by second for the page at `/stats`."""
 
+import resource
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,13 @@ class Second:
         latencies = percentiles(self.seconds)
         counts = {name: getattr(self, name) for name in ("time", "requests", "texts", "refused", "failed", "queue")}
         return counts | latencies | {"fill": fill}
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process holds; 0 where it has ended, or where there is no /proc."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    return 0
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
@@ -86,6 +95,8 @@ class Metrics:
         self.queue_tokens = gauge("queue_tokens", "Tokens that wait for an engine")
         self.restarts = gauge("worker_restarts", "Times that workers were replaced")
         self.ready = gauge("workers_ready", "Workers that can answer")
+        self.memory = gauge("workers_memory_bytes", "Memory that the workers hold (resident)")
+        self.samples = counter("samples", "Sampled texts by what became of them", ["version", "outcome"])
         self.began = time.time()
         self._seconds: deque[Second] = deque(maxlen=SECONDS)
 
@@ -131,6 +142,7 @@ class VersionMetrics:
         self.metrics, self.version = metrics, version
         self.answered = 0
         """Requests that had an answer."""
+        self._gauges = metrics.queue_texts, metrics.queue_tokens, metrics.ready, metrics.restarts, metrics.memory
 
     def request(self, kind: str, outcome: str, texts: int, seconds: float) -> None:
         """Counts a request; outcome is ok, refused, invalid, failed or cancelled."""
@@ -166,19 +178,13 @@ class VersionMetrics:
         second.batches, second.rows = second.batches + 1, second.rows + rows
         second.tokens, second.area = second.tokens + tokens, second.area + area
 
-    def watch(self, texts: int, tokens: int, ready: int, restarts: int) -> None:
+    def watch(self, texts: int, tokens: int, ready: int, restarts: int, memory: int) -> None:
         """Notes the state of the queue and the workers."""
-        metrics = self.metrics
-        for gauge, value in zip(
-            (metrics.queue_texts, metrics.queue_tokens, metrics.ready, metrics.restarts),
-            (texts, tokens, ready, restarts),
-            strict=True,
-        ):
+        for gauge, value in zip(self._gauges, (texts, tokens, ready, restarts, memory), strict=True):
             gauge.labels(self.version).set(value)
 
     def forget(self) -> None:
         """Takes the gauges of a version that has gone off the list."""
-        metrics = self.metrics
-        for gauge in (metrics.queue_texts, metrics.queue_tokens, metrics.ready, metrics.restarts):
+        for gauge in self._gauges:
             with suppress(KeyError):  # it was never set
                 gauge.remove(self.version)

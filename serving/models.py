@@ -19,7 +19,7 @@ from typing import Any, Literal
 from conf.errors import ConfigError, Problem
 from serving.bundle import Bundle, BundleError, load_bundle
 from serving.errors import EngineError, NotReady, UnknownVersion
-from serving.metrics import Metrics
+from serving.metrics import Metrics, resident
 from serving.service import Service
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,8 @@ class Models:
         for service in self._available():
             workers, batcher = service.workers, service.batcher
             ready, restarts = sum(each.is_ready for each in workers), sum(each.restarts for each in workers)
-            service.metrics.watch(batcher.texts, batcher.waiting[1], ready, restarts)
+            memory = sum(resident(each.pid) for each in workers if each.pid)
+            service.metrics.watch(batcher.texts, batcher.waiting[1], ready, restarts, memory)
             texts += batcher.texts
         self.metrics.now().queue = texts
 

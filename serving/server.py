@@ -32,6 +32,7 @@ from serving.keys import Keys, read_keys
 from serving.logs import log_to_stderr
 from serving.metrics import Metrics, VersionMetrics
 from serving.models import Models
+from serving.samples import Samples
 from serving.service import Service
 from serving.steps import WorkerSettings
 from serving.tracing import start_tracing, traced
@@ -64,9 +65,11 @@ async def answer(config: ServeConfig, listener: socket.socket) -> None:
     check_tls(config.http)
     if config.tracing:
         start_tracing()
+    samples = Samples(config.samples, metrics) if config.samples.dir else None
     models = Models(
-        config.bundle, config.versions, lambda bundle, version: deployed(bundle, version, config, metrics), metrics
-    )
+        config.bundle, config.versions, lambda bundle, version: deployed(bundle, version, config, metrics, samples),
+        metrics,
+    )  # fmt: skip
     bridge = await _bridge(models, config)
     try:
         await models.start()
@@ -106,6 +109,8 @@ async def answer(config: ServeConfig, listener: socket.socket) -> None:
         await server.serve(sockets=[listener])
         ending.set()
     await models.close()
+    if samples:
+        await asyncio.to_thread(samples.close)
 
 
 async def _bridge(models: Models, config: ServeConfig) -> ZmqBridge | None:
@@ -163,7 +168,7 @@ async def grpc_beside(models: Models, config: ServeConfig, keys: Keys, ending: a
     await ended
 
 
-def deployed(bundle: Bundle, version: str, config: ServeConfig, metrics: Metrics) -> Service:
+def deployed(bundle: Bundle, version: str, config: ServeConfig, metrics: Metrics, samples: Samples | None) -> Service:
     """The service of a bundle, not started yet."""
     tokenizer = bundle.manifest.tokenizer
     if config.max_length is not None:
@@ -179,7 +184,7 @@ def deployed(bundle: Bundle, version: str, config: ServeConfig, metrics: Metrics
     ]
     counts = VersionMetrics(metrics, version)
     batcher = Batcher(workers, config.batch.tokens, config.batch.queue, counts)
-    return Service(bundle, version, workers, config.limits, config.encode, batcher, counts)
+    return Service(bundle, version, workers, config.limits, config.encode, batcher, counts, samples)
 
 
 def shares(cores: int, workers: int, lanes: int | None, threads: int | None) -> tuple[int, int]:

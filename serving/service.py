@@ -21,6 +21,7 @@ from serving.heads import Answer, Reads, Seen
 from serving.metrics import VersionMetrics
 from serving.pooling import Pooling
 from serving.rows import Row
+from serving.samples import Samples
 from serving.steps import VECTOR, Heads, Want
 from serving.tokenizer import Text, Tokenizer
 from serving.tracing import span
@@ -82,16 +83,18 @@ class Service:
     Args:
         version: what it is called by.
         encode: what vectors are made of, where a request does not say.
+        samples: take some of what is classified; None where none are kept.
     """
 
     def __init__(
         self, bundle: Bundle, version: str, workers: Sequence[Worker | Local], limits: LimitsConfig,
-        encode: EncodeConfig, batcher: Batcher, metrics: VersionMetrics,
+        encode: EncodeConfig, batcher: Batcher, metrics: VersionMetrics, samples: Samples | None,
     ) -> None:  # fmt: skip
         self.bundle, self.manifest, self.version = bundle, bundle.manifest, version
         self.workers, self.batcher, self.metrics = workers, batcher, metrics
         self._limits, self._encode = limits, encode
         self._tokenizer = Tokenizer(bundle)
+        self._samples = samples and samples.of(self.manifest, version, self._tokenizer.unknown_id)
         self._works = True
         self._open = 0
         self._idle = asyncio.Event()
@@ -133,7 +136,11 @@ class Service:
         with self._request("classify", len(texts)) as seconds:
             reads = await self._read(texts, texts_b, heads)
             found = await self._found(reads, seconds(timeout))
-            return await self._aside(texts, self._answers, reads, found)
+            answers = await self._aside(texts, self._answers, reads, found)
+            if self._samples:
+                columns = [texts] if texts_b is None else [texts, texts_b]
+                self._samples.note(columns, [(read.heads, read.rows) for read in reads], answers.results)
+            return answers
 
     async def scores(
         self, texts: Sequence[str], texts_b: Sequence[str] | None = None, *, heads: Sequence[str] | None = None,

@@ -53,6 +53,11 @@ class Tokenizer:
         self.token = self._vocabulary.token
 
     @property
+    def unknown_id(self) -> int:
+        """What stands for what the vocabulary does not have."""
+        return self._vocabulary.id(UNKNOWN)
+
+    @property
     def words_keep_ids(self) -> bool:
         """Whether a text has the same ids when it is read word by word."""
         return self.settings.kind == "wordpiece"

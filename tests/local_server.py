@@ -11,13 +11,14 @@ import uvicorn
 
 from serving.batcher import Batcher
 from serving.bundle import Bundle
-from serving.config import EncodeConfig, HttpConfig, LimitsConfig
+from serving.config import EncodeConfig, HttpConfig, LimitsConfig, SamplesConfig
 from serving.engines import Engine, open_engine
 from serving.http.app import create_app
 from serving.http.wire import BoundedProtocol
 from serving.keys import Keys
 from serving.metrics import Metrics, VersionMetrics
 from serving.models import Models
+from serving.samples import Samples
 from serving.server import bind
 from serving.service import Service
 from serving.workers import Local
@@ -28,7 +29,7 @@ ENCODE = EncodeConfig(pooling="mean", layers=[-1])
 
 def local_service(
     bundle: Bundle, engines: Sequence[Engine] = (), *, version: str = "", tokens: int = 8192, queue: int = 256,
-    limits: LimitsConfig = LIMITS, metrics: Metrics | None = None,
+    limits: LimitsConfig = LIMITS, metrics: Metrics | None = None, samples: Samples | None = None,
 ) -> Service:  # fmt: skip
     """A service, not started, around engines of this process; without any, around the dummy."""
     manifest = bundle.manifest
@@ -36,7 +37,7 @@ def local_service(
     workers = [Local(engine, manifest.heads, manifest.tokenizer.pad_id) for engine in engines]
     counts = VersionMetrics(metrics or Metrics(), version or manifest.version)
     batcher = Batcher(workers, tokens, queue, counts)
-    return Service(bundle, version or manifest.version, workers, limits, ENCODE, batcher, counts)
+    return Service(bundle, version or manifest.version, workers, limits, ENCODE, batcher, counts, samples)
 
 
 def ask(service: Service, question: Callable[[Service], Any]) -> Any:
@@ -59,13 +60,15 @@ def classified(service: Service, *texts: Sequence[str]) -> list[dict]:
 
 @contextmanager
 def running(
-    folder: Path, *engines: Engine, keys: Sequence[str] = (), limits: LimitsConfig = LIMITS, **settings: Any
-) -> Iterator[str]:
+    folder: Path, *engines: Engine, keys: Sequence[str] = (), limits: LimitsConfig = LIMITS,
+    samples: SamplesConfig | None = None, **settings: Any,
+) -> Iterator[str]:  # fmt: skip
     """The address of a server around the bundle (or versions) in a folder, in a thread with real uvicorn."""
     metrics, ready, ended = Metrics(), threading.Event(), threading.Event()
+    kept = Samples(samples, metrics) if samples else None
 
     def deploy(bundle: Bundle, version: str) -> Service:
-        return local_service(bundle, engines, version=version, limits=limits, metrics=metrics, **settings)
+        return local_service(bundle, engines, version=version, limits=limits, metrics=metrics, samples=kept, **settings)
 
     with bind(HttpConfig(host="127.0.0.1", port=0, drain=5, keys=None, tls_certificate=None, tls_key=None)) as listener:
 
@@ -93,3 +96,5 @@ def running(
         finally:
             ended.set()
             thread.join()
+            if kept:
+                kept.close()

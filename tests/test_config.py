@@ -20,6 +20,7 @@ NEEDED = {
     "embed": ["run=r", "input=i.txt", "output=o.npy"],
     "export": ["run=r", "bundle=b"],
     "vocab": ["output=v"],
+    "drift": ["bundle=b", "samples=s"],
 }
 COMMANDS = {
     "train": schemas.TrainConfig,
@@ -31,6 +32,7 @@ COMMANDS = {
     "embed": commands.EmbedConfig,
     "export": commands.ExportConfig,
     "vocab": schemas.VocabConfig,
+    "drift": commands.DriftConfig,
 }
 TEXTS = CONF_DIR / "texts"  # the tree of the commands that read a file of texts
 GROUP_FILES = sorted(path for path in CONF_DIR.glob("*/*.yaml") if path.parent != TEXTS)

@@ -445,6 +445,14 @@ def test_every_format_is_compared_with_the_run_on_dev(gated, trained):
     assert exact["mood"].metrics["run"] == pytest.approx(trained_metrics(trained)["mood"], abs=1e-4)
     assert 1e-5 < small["mood"].difference < 0.2
     assert "openvino: mood loses " in said
+    assert "training.json" in manifest.files and "training.json" not in said
+    learned = json.loads((folder / "training.json").read_text())
+    assert sum(learned["heads"]["mood"]["labels"].values()) == learned["tasks"]["mood"]["examples"] == 96
+    # [CLS], good or not, one or two of the and was, [SEP]
+    assert learned["tasks"]["mood"]["lengths"]["edges"] == [2, 3, 4, 6, 8, 12, 16, 24]
+    assert learned["tasks"]["mood"]["lengths"]["counts"] == [0, 0, 96, 0, 0, 0, 0]
+    assert learned["tasks"]["mood"]["pieces"]["total"] == 96 + 96 + learned["heads"]["mood"]["labels"]["z"]
+    assert 1 < learned["heads"]["stars"]["mean"] < 3
     assert (folder / "openvino" / "model.bin").stat().st_size < 0.45 * weights_size(folder)
 
 
@@ -730,6 +738,7 @@ def twice(tmp_path_factory, tokenizer) -> tuple[list[Path], list[str]]:
 
 def test_the_command_says_how_to_serve_the_bundle_also_of_masked_words_alone(twice):
     (bundle, _), (said, _) = twice
+    assert "training.json: left out, as no data was read with max_drop=null" in said
     assert f"python -m serving.server bundle={bundle}" in said
     assert load_bundle(bundle).manifest.name == "words"
     assert set(tf.saved_model.load(str(bundle / "saved_model")).signatures) == {"ids", "layers", "serving_default"}

@@ -19,9 +19,9 @@ ORDER = (
     "meter", "parts", "wire", "steps", "teachers", "text_batches", "progress", "selected", "closing", "keeper",
     "begun", "baselines", "mistakes", "calibration", "figures", "curves", "findings", "packages", "origin",
     "data_facts", "pages", "tables", "frozen", "graph_passes", "quantisation", "onnx_names", "formats", "leaving",
-    "gates", "manifest", "saved_models", "model_card", "sweeps",
+    "gates", "manifest", "saved_models", "model_card", "sweeps", "reference", "shifts", "samples", "signals",
 )  # fmt: skip
-ENTRIES = ("report", "train", "evaluate", "compare", "predict", "embed", "export")
+ENTRIES = ("report", "train", "evaluate", "compare", "predict", "embed", "export", "drift")
 DATA_PREP_MAY = {
     "atomic", "config", "tasks", "kinds", "labels", "tokenization", "encoding", "records", "vocabulary", "weights",
     "workers",
@@ -98,8 +98,10 @@ def test_only_entries_prepare_data():
     assert {module for module, names in modules("bert_mtl").items() if of("data_prep", names)} <= set(ENTRIES)
 
 
-def test_only_the_exporter_asks_the_server_what_its_bundle_answers():
-    assert {module for module, names in modules("bert_mtl").items() if of("serving", names)} == {"export"}
+def test_only_the_exporter_asks_the_server_what_its_bundle_answers_and_only_drift_what_it_was_asked():
+    found = {module: of("serving", names) for module, names in modules("bert_mtl").items()}
+    assert found.pop("drift") == {"bundle"}
+    assert {module for module, names in found.items() if names} == {"export"}
 
 
 def test_only_tracking_imports_wandb():

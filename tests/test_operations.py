@@ -350,7 +350,7 @@ def test_a_version_that_the_configuration_does_not_suit_does_not_end_the_watch(t
 
     async def story() -> None:
         metrics = Metrics()
-        models = Models(tmp_path, 1, lambda b, v: deployed(b, v, config, metrics), metrics)
+        models = Models(tmp_path, 1, lambda b, v: deployed(b, v, config, metrics, None), metrics)
         await models.start()
         watch = asyncio.create_task(models.watch(0.02))
         shorter = labelled(tmp_path / "2", "new")

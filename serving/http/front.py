@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.errors import QueueFull
 from serving.http.errors import error_response, headers_of
 from serving.keys import Keys
+from serving.logs import request_id as current_id
 
 OPEN = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
 """Paths of probes, which need no key."""
@@ -44,6 +45,7 @@ class Front:
             given if given and given.isascii() and given.decode().isprintable() else secrets.token_hex(8).encode()
         )
         scope.setdefault("state", {})["request_id"] = request_id.decode()
+        current_id.set(request_id.decode())
 
         async def answer(message: Message) -> None:
             nonlocal status
