@@ -374,6 +374,7 @@ def compare(disagreements: int = 130) -> dict:
             "higher_is_better": True,
             "scores": [scores(0.9236), scores(0.9140, 0.0021), scores(0.9353, 0.0012)],
             "against": [against(-0.0096, "worse", 0.0004), against(0.0117, "better", 0.008)],
+            "baseline": 0,
             "disagreements": listed,
         },
         "snips_slots": {
@@ -385,6 +386,7 @@ def compare(disagreements: int = 130) -> dict:
                 against(0.0002, "no difference shown", 0.81, False),
                 against(-0.003, "no difference shown", 0.31, False),
             ],
+            "baseline": 0,
             "disagreements": [],
         },
         "stsb": {
@@ -393,6 +395,7 @@ def compare(disagreements: int = 130) -> dict:
             "higher_is_better": True,
             "scores": [scores(0.8521, None), scores(0.8528, None), {"mean": None, "deviation": None, "values": []}],
             "against": [against(0.0007, "no difference shown", 0.64, False), None],
+            "baseline": 0,
             "disagreements": [],
         },
     }

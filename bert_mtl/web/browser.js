@@ -176,7 +176,7 @@ function errorBrowser(node, errors) {
 }
 
 /** The browser of examples on which the groups of runs disagree. */
-function disagreementBrowser(node, { disagreements }, groups) {
+function disagreementBrowser(node, { disagreements, baseline }, groups) {
   const answer = (each, { name }, index) => h("span", { class: "answer" },
     dot(index), h("small", {}, name), named(each.answers[index] ?? "–"), tick(each.right[index]));
   const items = disagreements.map((each) => ({
@@ -185,21 +185,20 @@ function disagreementBrowser(node, { disagreements }, groups) {
       h("p", { class: "answers" }, chip("label", named(each.label)), groups.map((one, at) => answer(each, one, at))),
       texts(each, words)),
   }));
-  const [{ name: first }, ...others] = groups;
-  const pairs = others.flatMap(({ name }, index) => [
-    [`base ${index + 1}`, `Only ${first} right, ${name} wrong`],
-    [`this ${index + 1}`, `Only ${name} right, ${first} wrong`],
-  ]);
+  const first = groups[baseline].name;
+  const pairs = groups.flatMap(({ name }, index) => (index === baseline ? [] : [
+    [`base ${index}`, `Only ${first} right, ${name} wrong`],
+    [`this ${index}`, `Only ${name} right, ${first} wrong`],
+  ]));
+  const differs = ({ right }, value) => {
+    const [who, at] = value.split(" ");
+    return right[baseline] === (who === "base") && right[at] === (who === "this");
+  };
   const counted = ([value, name]) => [value, `${name} (${items.filter((item) => differs(item, value)).length})`];
   return browser(node, {
     items, word: "example", orders: [["As they are", null]],
     filters: [{ name: "Who is right", options: [["", "All"], ...pairs.map(counted)], keep: differs }],
   });
-}
-
-function differs({ right }, value) {
-  const [who, at] = value.split(" ");
-  return right[0] === (who === "base") && right[at] === (who === "this");
 }
 
 const MARKS = { true: ["✓", "good", "right"], false: ["✗", "bad", "wrong"] };
