@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,21 @@ def origin(overrides: Sequence[str] | None) -> dict[str, Any]:
         "overrides": None if overrides is None else list(overrides),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(Path(__file__).parent),
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version()} | {package: installed(package) for package in PACKAGES},
         "machine": {
             "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "gpus": [str(details.get("device_name", "GPU")) for details in gpus],
         },
     }
+
+
+def installed(package: str) -> str | None:
+    """Its version; None where it runs from a folder that nobody has installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def save_origin(folder: Path, found: dict[str, Any]) -> None:
