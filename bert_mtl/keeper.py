@@ -113,7 +113,7 @@ class Keeper:
     def end_epoch(self) -> None:
         """The steps of `epoch` are done: scores it, and goes to the next one."""
         self._check_steps()
-        self._tell(self.meter.end_epoch())
+        self.meter.end_epoch()
         self.close()
         fill = self.meter.load.fill
         epoch = self.epoch.number
@@ -208,6 +208,7 @@ class Keeper:
     def _check_steps(self) -> None:
         """Raises RunError where a loss or a gradient of the epoch's steps was not finite; the first such batch's
         examples are written to the run's folder."""
+        self._tell(self.meter.read())
         if not (broken_at := int(self.model.watch.result())):
             return
         step = self.step - self.offset + broken_at
@@ -252,7 +253,6 @@ class Keeper:
         Raises RunError where a step since the last one broke it."""
         self._check_steps()
         self._check_weights()
-        self._tell(self.meter.read())
         facts = {name: getattr(self, name) for name in ("step", "offset", "epochs", "best", "stop")}
         epoch = [self.epoch.number, self.epoch.counts, self.epoch.starts]
         facts |= {"epoch": epoch, "replicas": self.train.replicas}

@@ -106,11 +106,17 @@ class Meter:
         self.readings = 2 if run.config.train.r_drop else 1
         self.compile_seconds: float | None = None
         self.tokens = self.flops = self.seconds = 0.0  # of all windows
+        self.model: Any = None
         self.first: tuple[int, float] | None = None  # steps and seconds of the first call
 
     def begin_epoch(self, model: MultiTaskModel, epoch: Epoch) -> None:
         """Steps of an epoch begin now."""
-        self.model, self.epoch, self.load = model, epoch, load_of(self.train, epoch)
+        if self.model is not model:
+            self.model = model
+            self._numbers = tf.function(
+                lambda: _numbers(model), autograph=False
+            )  # one by one they take 5 ms to ask for
+        self.epoch, self.load = epoch, load_of(self.train, epoch)
         self.before = keras.ops.convert_to_numpy(self._numbers())
         self.waiting: Window | None = None
         self.since, self.steps = time.perf_counter(), 0
@@ -131,13 +137,11 @@ class Meter:
         self.waiting, self.steps = Window(step, place, self.steps, now, self._numbers()), 0
         return found
 
-    def end_epoch(self) -> Found:
-        """The last window that was full."""
-        found = self.read()
+    def end_epoch(self) -> None:
+        """All windows of the epoch have been read."""
         if self.compile_seconds is None and self.first is not None and self.timed_steps:
             count, seconds = self.first
             self.compile_seconds = max(seconds - count * self.timed_seconds / self.timed_steps, 0.0)
-        return found
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -149,18 +153,9 @@ class Meter:
         if self.waiting is not None:
             self.waiting = self.waiting._replace(asked=self.waiting.asked + pause)
 
-    def _numbers(self) -> Any:
-        """`(2 * losses + 2,)` on the device: sums and counts of the epoch's losses so far, the norm of the last
-        gradient, and the learning rate."""
-        means = self.model.loss_means
-        sums, counts = [mean.total for mean in means], [mean.count for mean in means]
-        return tf.stack(
-            [tf.cast(tf.convert_to_tensor(value), tf.float32) for value in (*sums, *counts)]
-            + [self.model.watch.numbers[1], tf.cast(self.model.optimizer.learning_rate, tf.float32)]
-        )
-
     def read(self) -> Found:
-        """What the window that waits has found, as soon as the device has taken its steps."""
+        """What the window that waits has found, as soon as the device has taken its steps. To be asked before anything
+        else waits for the device, or else the window seems to have been quicker than it was."""
         if self.waiting is None:
             return []
         window, losses = self.waiting, len(self.names)
@@ -197,6 +192,15 @@ class Meter:
     def _speeds(self, tokens: float, flops: float, seconds: float) -> dict[str, float]:
         found = {"speed/tokens_per_second": tokens / seconds}
         return found if self.peak is None else found | {"speed/mfu": flops / seconds / self.peak}
+
+
+def _numbers(model: MultiTaskModel) -> Any:
+    """`(2 * losses + 2,)` on the device: sums and counts of the epoch's losses so far, the norm of the last gradient,
+    and the learning rate."""
+    means = model.loss_means
+    values = [*(mean.total for mean in means), *(mean.count for mean in means)]
+    values += [model.watch.numbers[1], model.optimizer.learning_rate]
+    return tf.stack([tf.cast(tf.convert_to_tensor(value), tf.float32) for value in values])
 
 
 def sizes_of(encoder: EncoderConfig) -> Sizes:

@@ -58,7 +58,7 @@ class TrainSweeps(Sweeps[TrainConfig]):
         with atomic_write(folder / "results.csv") as file:
             file.write(as_csv(found["jobs"]).encode())
         if found["groups"]:
-            Console().print(table(found["groups"]))
+            print_groups(found["groups"])
         place = shlex.quote(str(folder))
         return f"\nsweep: {folder} (results.json, results.csv)\nNext:\n  python -m bert_mtl.compare {place}"
 
@@ -103,6 +103,15 @@ def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
     """The mean, the sample deviation (None of a single one), and the values."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": math.fsum(values) / len(values), "deviation": deviation, "values": list(values)}
+
+
+def print_groups(groups: Sequence[dict], console: Console | None = None) -> None:
+    """Prints the table of groups; with their scores alone where all heads are wider than the console, whose numbers
+    `results.csv` has too."""
+    console = console or Console()
+    whole = table(groups)
+    wide = console.measure(whole, options=console.options.update(max_width=10_000)).maximum
+    console.print(whole if wide <= console.width else table([{**group, "heads": {}} for group in groups]))
 
 
 def table(groups: Sequence[dict]) -> Table:

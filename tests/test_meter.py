@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from rich.console import Console
 
 from bert_mtl.flops import Work, training_flops
@@ -57,21 +58,22 @@ class Steps:
     """A model whose losses and clock are known: the loss of step n is n, and a step takes a tenth of a second."""
 
     def __init__(self):
-        self.taken, self.time = 0, 0.0
+        self.taken, self.time = tf.Variable(0.0), 0.0
         self.loss_means = [self, self]
         self.optimizer = self.watch = self
         self.learning_rate, self.numbers = 0.5, [0.0, 2.0]
 
     def step(self, count):
-        self.taken, self.time = self.taken + count, self.time + count / 10
+        self.taken.assign_add(count)
+        self.time += count / 10
 
     @property
     def total(self):
-        return float(self.taken * (self.taken + 1) / 2)
+        return self.taken * (self.taken + 1) / 2
 
     @property
     def count(self):
-        return float(self.taken)
+        return self.taken + 0
 
     def result(self):
         return 0
@@ -93,7 +95,8 @@ def test_a_window_knows_its_mean_loss_its_speed_and_its_share_of_the_peak(toy_ru
         if step == 2:
             with meter.paused():
                 model.time += 60  # a state is saved
-    found += meter.end_epoch()
+    found += meter.read()
+    meter.end_epoch()
     assert [step for step, _ in found] == list(range(2, steps + 1, 2))
     assert [values["loss"] for _, values in found] == [step - 0.5 for step in range(2, steps + 1, 2)]
     work = meter.load.work
