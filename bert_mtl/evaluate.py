@@ -20,7 +20,7 @@ from bert_mtl.config import DataConfig
 from bert_mtl.figures import head_report
 from bert_mtl.findings import PartAnswers, answer_texts, findings
 from bert_mtl.kinds import Head
-from bert_mtl.parts import Texts, read_part, reading_texts
+from bert_mtl.parts import Texts, read_part
 from bert_mtl.report import text_records
 from bert_mtl.rules import task_problems
 from bert_mtl.runs import Run, load_model, open_run
@@ -43,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, dict]:
     folders = {task: text_records(run, task, data) for task in tasks}
     settings = run.config.train.model_copy(update={"eval_batch_size": config.batch_size})
     reports: dict[str, dict] = {}
-    for answers in answer_texts(reading_texts(run, data), model, folders, config.part, train=settings):
+    for answers in answer_texts(run, model, data, folders, config.part, train=settings):
         task = answers.task
         elsewhere = config.baseline and data != run.config.data  # baselines learn what the run has learned from
         own = text_records(run, task.name, run.config.data) if elsewhere else folders[task.name]

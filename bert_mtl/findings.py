@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import numpy as np
 
 from bert_mtl.answers import Answered, answer_part
 from bert_mtl.atomic import atomic_write
+from bert_mtl.config import DataConfig
 from bert_mtl.curves import curves
 from bert_mtl.exits import head_of
 from bert_mtl.figures import head_report
 from bert_mtl.kinds import Head
 from bert_mtl.mistakes import Examples, mistakes
 from bert_mtl.multitask import MultiTaskModel
-from bert_mtl.parts import Texts, part_pipelines, read_part
+from bert_mtl.parts import Texts, on_texts, part_pipelines, read_part
 from bert_mtl.runs import Run
 from bert_mtl.tasks import Task
 from bert_mtl.tracking import Tracker
@@ -28,6 +29,7 @@ class PartAnswers:
     """What a model answers to a part of a task.
 
     Attributes:
+        task: its heads are the model's.
         texts: of all examples in stored order.
         lengths: `(examples,)` their tokens.
         answered: by full name of the head, also at exits.
@@ -41,11 +43,12 @@ class PartAnswers:
 
 
 def answer_texts(
-    run: Run, model: MultiTaskModel, folders: dict[str, Path], part: str, **changes: Any
+    run: Run, model: MultiTaskModel, data: DataConfig, folders: dict[str, Path], part: str, **changes: Any
 ) -> Iterator[PartAnswers]:
-    """The model's answers to a part of each task whose text shards are in `folders`; `changes` are of sections of the
-    configuration."""
-    for name, pipeline in part_pipelines(run, folders, part, **changes).items():
+    """The answers of the run's `model` to a part of each task whose text shards of `data` are in `folders`; `changes`
+    are of sections of the configuration."""
+    reading = replace(run, config=on_texts(run.config, data))
+    for name, pipeline in part_pipelines(reading, folders, part, **changes).items():
         texts, lengths = read_part(folders[name], part, run.tasks[name]).texts, pipeline.readers[0].lengths
         yield PartAnswers(run.tasks[name], part, texts, lengths, answer_part(model, pipeline))
 

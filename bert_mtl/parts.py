@@ -1,7 +1,6 @@
 """The parts of a run's tasks: as pipelines to be answered, and as the texts that stand behind them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,11 +46,6 @@ def part_pipelines(run: Run, folders: dict[str, Path], part: str, **changes: Any
 def on_texts(config: TrainConfig, data: DataConfig) -> TrainConfig:
     """The run's configuration, had it read `data` from text shards."""
     return config.model_copy(update={"data": data, "input": config.input.model_copy(update={"kind": "textline"})})
-
-
-def reading_texts(run: Run, data: DataConfig) -> Run:
-    """The run, had it read `data` from text shards."""
-    return replace(run, config=on_texts(run.config, data))
 
 
 def read_part(folder: Path, part: str, task: Task) -> Part:

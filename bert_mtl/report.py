@@ -26,7 +26,7 @@ from bert_mtl.findings import (
 from bert_mtl.history import read_history
 from bert_mtl.multitask import MultiTaskModel
 from bert_mtl.pages import report_page
-from bert_mtl.parts import on_texts, reading_texts
+from bert_mtl.parts import on_texts
 from bert_mtl.records import load_manifest
 from bert_mtl.runs import Run, RunError, check_examples, load_model, open_run
 from bert_mtl.tracking import Careful
@@ -50,8 +50,7 @@ def answer_run(run: Run, model: MultiTaskModel, parts: Sequence[str]) -> list[Pa
     """The model's answers to these parts of all tasks with labels."""
     data, labelled = run.config.data, [name for name, task in run.tasks.items() if task.labelled]
     folders = {name: text_records(run, name, data, quiet=True) for name in labelled}
-    reading = reading_texts(run, data)
-    return [answers for part in parts for answers in answer_texts(reading, model, folders, part)]
+    return [answers for part in parts for answers in answer_texts(run, model, data, folders, part)]
 
 
 def write_report(

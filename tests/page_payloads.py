@@ -202,13 +202,13 @@ def history(heads: dict[str, dict], epochs: int, steps: int, every: int = 10) ->
             "step": epoch * steps,
             "epoch": epoch,
             "seconds": 192.4,
-            "loss": 3 / epoch,
+            "epoch_loss": 3 / epoch,
             "score": 0.8 - 0.1 / epoch,
         }
         for head in heads.values():
             best = head["parts"]["dev"].get(head["metric"], 0.5)
             done |= {
-                f"{head['path']}/loss": 1 / epoch,
+                f"{head['path']}/epoch_loss": 1 / epoch,
                 f"{head['path']}/dev_{head['metric']}": best - 0.2 * 0.4**epoch,
                 f"{head['path']}/dev_loss": 0.3 + 0.5 / epoch,
             }

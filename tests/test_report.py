@@ -6,10 +6,11 @@ import shutil
 import pytest
 import yaml
 
+from bert_mtl.answer_table import read_answers
 from bert_mtl.commands import ReportConfig
 from bert_mtl.findings import read_findings
-from bert_mtl.report import payload, report
-from bert_mtl.runs import RunError, open_run
+from bert_mtl.report import answer_run, payload, report
+from bert_mtl.runs import RunError, load_model, open_run
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,18 @@ def test_findings_have_the_figures_of_metrics_with_curves_and_errors(multi_run):
     assert set(found["numbers_spans"]["curves"]) == {"by_type"} and len(found["alike"]["curves"]["scatter"]) == 16
     assert found["words"]["curves"] == {} and found["words"]["errors"] == []
     assert found["alike"]["errors"] and set(found["alike"]["errors"][0]) >= {"text", "text_b", "label"}
+
+
+def test_files_of_answers_have_the_scores_of_the_models_own_heads(multi_run):
+    """Heads carry what was tuned on dev: others than the model's would answer by other thresholds."""
+    run = open_run(multi_run)
+    model = load_model(run)
+    for answers in answer_run(run, model, ["dev"]):
+        assert all(model.heads[head.name] is head for head in answers.task.heads.values())
+        table = read_answers(multi_run, "dev", answers.task.name)
+        for name, facts in table.heads.items():
+            found = read_findings(multi_run, "dev")[name]
+            assert facts.value == pytest.approx(found[found["metric"]])
 
 
 def test_the_page_is_given_every_head_part_and_line(multi_run, shown):

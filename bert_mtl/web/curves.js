@@ -106,14 +106,14 @@ function options(series, state, mark, format, room, tell) {
     stroke: () => colour("--quiet"), font: `${AXIS - 1}px system-ui, sans-serif`, ticks: { show: false },
     grid: { stroke: () => colour("--line"), width: 1 },
   };
-  const only = new Set(series.flatMap(({ points }) => points.map(([step]) => step))).size === 1;
+  const steps = [...new Set(series.flatMap(({ points }) => points.map(([step]) => step)))];
   const numbers = (_, marks) => marks.map((value) => (value == null ? "" : show(value, SHORT[format] ?? format)));
   const whole = (_, steps) => steps.map((step) => (Number.isInteger(step) ? show(step, "short") : ""));
   return {
     width: room.clientWidth, height: height(), legend: { show: false },
     cursor: { sync: { key: "step", setSeries: false }, points: { size: 7 }, y: false },
     scales: {
-      x: { time: false, ...(only && { range: (_, low) => [low - 1, low + 1] }) },
+      x: { time: false, ...(steps.length === 1 && { range: [steps[0] - 1, steps[0] + 1] }) },
       y: { distr: state.log ? 3 : 1 },
     },
     series: [{}, ...lines],

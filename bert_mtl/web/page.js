@@ -65,7 +65,7 @@ function historyCharts() {
     { title: "Weights of losses", series: byPath("weight/"), only: varies },
   ];
   const told = new Set([...NOT_DRAWN, ...first.flatMap(({ series }) => series.map(({ key }) => key))]);
-  const rest = keys.filter((key) => !told.has(key) && payload.history.some((line) => typeof line[key] === "number"))
+  const rest = keys.filter((key) => !told.has(key) && !key.endsWith("epoch_loss") && payload.history.some((line) => typeof line[key] === "number"))
     .map((key) => ({ title: key, log: true, series: alone(key, key) }));
   const made = (list) => list.map((about) => ({ ...about, mark, series: seriesOf(about.series) }))
     .filter(({ series, only }) => series.length && (!only || only(series)));
