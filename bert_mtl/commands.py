@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from bert_mtl.config import DataConfig, Filled, Part
+from bert_mtl.config import DataConfig, Filled, Part, Plugin, TaskConfig
 from bert_mtl.precisions import REFUSED, Format, Precision
 from conf.entry import Problem, Schema
 
@@ -93,6 +93,15 @@ class ExportConfig(Schema):
             ]
             found.append(Problem("precision", rule, self.precision, options))
         return found
+
+
+class DashboardConfig(Schema):
+    """`python -m bert_mtl.dashboard`."""
+
+    plugins: list[Plugin]  # before the tasks, whose kinds they register
+    tasks: Annotated[dict[str, TaskConfig], Field(min_length=1)]
+    project: Filled
+    entity: Filled | None
 
 
 def _overwriting(source: str | None, target: str | None) -> list[Problem]:

@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": commands.PredictConfig,
     "embed": commands.EmbedConfig,
     "export": commands.ExportConfig,
+    "dashboard": commands.DashboardConfig,
     "vocab": schemas.VocabConfig,
 }
 TEXTS = CONF_DIR / "texts"  # the tree of the commands that read a file of texts

@@ -17,8 +17,9 @@ ORDER = (
     "devices", "chief", "answers", "runs", "wire", "steps", "teachers", "text_batches", "keeper", "tracking",
     "baselines", "mistakes", "calibration", "figures", "tables", "frozen", "graph_passes", "quantisation",
     "onnx_names", "formats", "leaving", "gates", "manifest", "saved_models", "model_card",
+    "views",
 )  # fmt: skip
-ENTRIES = ("train", "evaluate", "predict", "embed", "export")
+ENTRIES = ("train", "evaluate", "predict", "embed", "export", "dashboard")
 DATA_PREP_MAY = {
     "config", "tasks", "kinds", "labels", "tokenization", "encoding", "records", "vocabulary", "weights", "workers",
 }  # fmt: skip
