@@ -31,7 +31,14 @@ WORDS = (
     "a an the film movie plot was is not good bad great dull fine what but and of it ok no yes one two three".split()
 )
 
-LONG = ("test_export.py", "test_multi_worker.py", "test_answers.py", "test_build.py", "test_multitask.py", "test_exits.py")
+LONG = (
+    "test_export.py",
+    "test_multi_worker.py",
+    "test_answers.py",
+    "test_build.py",
+    "test_multitask.py",
+    "test_exits.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
