@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from bert_mtl.config import DataConfig, Filled, Part, TrackingConfig
+from bert_mtl.config import DataConfig, Filled, Part, Plugin, TaskConfig, TrackingConfig
 from bert_mtl.precisions import REFUSED, Format, Precision
 from conf.entry import Problem, Schema
 
@@ -134,6 +134,15 @@ def moment(text: str, now: datetime) -> datetime:
         return now - timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[span[2]]: int(span[1])})
     found = datetime.fromisoformat(text)
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+class DashboardConfig(Schema):
+    """`python -m bert_mtl.dashboard`."""
+
+    plugins: list[Plugin]  # before the tasks, whose kinds they register
+    tasks: Annotated[dict[str, TaskConfig], Field(min_length=1)]
+    project: Filled
+    entity: Filled | None
 
 
 def _overwriting(source: str | None, target: str | None) -> list[Problem]:

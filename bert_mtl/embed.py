@@ -70,7 +70,7 @@ class Embedder:
         self.predictor, self.layers, self.pooling = predictor, layers, pooling
         self.reading = Reading(predictor.run.tasks[task or names[0]].number)
         self.dimensions = predictor.model.encoder.config.hidden_dim * len(layers) * (2 if pooling == "mean_max" else 1)
-        self._forward = tf.function(self._vectors, reduce_retracing=True)
+        self._forward = tf.function(self._vectors, autograph=False, reduce_retracing=True)
 
     def embed(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
         """`(texts, dimensions)` float32."""

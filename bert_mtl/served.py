@@ -91,7 +91,7 @@ class Served(tf.Module):
             return [Stage(self.ids.get_concrete_function(), depths[-1])]
         return [self._stage(before, depth) for before, depth in pairwise([0, *depths])]
 
-    @tf.function(input_signature=[TEXTS])
+    @tf.function(autograph=False, input_signature=[TEXTS])
     def text(self, texts) -> Answers:
         by_word = [name for name in self.single if self.model.heads[name].level == "token"]
         if not by_word:
@@ -103,7 +103,7 @@ class Served(tf.Module):
         count = tf.reduce_max(tf.concat([[0], words.row_lengths()], axis=0))
         return answers | {name: _words_of(answers[name], numbers.to_tensor(-1), count) for name in by_word}
 
-    @tf.function(input_signature=[TEXTS, TEXTS_B])
+    @tf.function(autograph=False, input_signature=[TEXTS, TEXTS_B])
     def pair(self, texts, texts_b) -> Answers:
         apart = [name for name in self.paired if self.model.heads[name].separate]
         crossed = [name for name in self.paired if name not in apart]
@@ -121,7 +121,7 @@ class Served(tf.Module):
             answers |= {name: tf.stack(tf.split(found[name], 2), axis=1) for name in apart}
         return answers
 
-    @tf.function(input_signature=IDS)
+    @tf.function(autograph=False, input_signature=IDS)
     def ids(self, token_ids, type_ids, segment_ids) -> Answers:
         inputs = self._inputs(token_ids=token_ids, type_ids=type_ids, segment_ids=segment_ids)
         outputs: Answers = {}
@@ -130,7 +130,7 @@ class Served(tf.Module):
             outputs |= self.model(told, training=False, heads=names)
         return {name: _answer(head, outputs[name], inputs) for name, head in self.model.heads.items()}
 
-    @tf.function(input_signature=IDS)
+    @tf.function(autograph=False, input_signature=IDS)
     def layers(self, token_ids, type_ids, segment_ids) -> Answers:
         if self.model.encoder.config.reads_tasks:
             return {}  # it is traced all the same
@@ -219,6 +219,7 @@ def _part(graph: Any, names: Sequence[str]) -> Callable:
     """The graph with the answers of the named heads alone."""
     return tf.function(
         lambda *texts: {name: answer for name, answer in graph(*texts).items() if name in names},
+        autograph=False,
         input_signature=graph.input_signature,
     )
 

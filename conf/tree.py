@@ -55,6 +55,8 @@ class Tree:
         self.loader = ConfigLoaderImpl(search_path)
         self.parser = OverridesParser.create(config_loader=self.loader)
         self._composed = functools.lru_cache(maxsize=4)(self._compose)  # composing takes 0.1 s and more
+        # Hydra reads the command's own file for each answer, which may name more folders.
+        self._listed = functools.cache(functools.partial(self.loader.get_group_options, config_name=config_name))
 
     def check_all(self, overrides: Sequence[str], schema: type[S]) -> list[str]:
         """Checks a single run; returns the overrides as Hydra takes them. Raises ConfigError."""
@@ -161,7 +163,7 @@ class Tree:
 
     def choices(self, group: str) -> list[str]:
         """Returns the files of a group, sorted; none where there is no such group."""
-        names = self.loader.get_group_options(group, config_name=self.name)
+        names = self._listed(group)
         return [name for name in names if not name.startswith("_dummy")]  # Hydra keeps one of its own at the root
 
     def _load(self, overrides: Iterable[str]) -> DictConfig:

@@ -9,7 +9,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,34 @@ with contextlib.suppress(ImportError):  # the server's tests run without TensorF
 WORDS = (
     "a an the film movie plot was is not good bad great dull fine what but and of it ok no yes one two three".split()
 )
+
+LONG = (
+    "test_export.py",
+    "test_multi_worker.py",
+    "test_answers.py",
+    "test_build.py",
+    "test_multitask.py",
+    "test_exits.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first, so that at the end no process waits long for another."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def trees() -> Iterator[None]:
+    """The files of this project's own trees stay as they are, so that a process keeps what it has composed of them."""
+    read, kept = entry.Tree, functools.cache(entry.Tree)
+
+    def tree(name: str, folder: str, sources: Sequence[str] = ()) -> entry.Tree:
+        own = Path(folder).is_relative_to(entry.CONF_DIR) and not sources
+        return kept(name, folder) if own else read(name, folder, sources)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entry, "Tree", tree)
+        yield
 
 
 @pytest.fixture(scope="session")

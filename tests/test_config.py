@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": commands.PredictConfig,
     "embed": commands.EmbedConfig,
     "export": commands.ExportConfig,
+    "dashboard": commands.DashboardConfig,
     "vocab": schemas.VocabConfig,
     "drift": commands.DriftConfig,
 }

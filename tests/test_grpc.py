@@ -260,29 +260,36 @@ def test_other_faults_of_a_request_have_their_codes(service):
 
 def test_deadlines_and_failures_of_the_model_have_their_codes(tmp_path, caplog):
     bundle = load_bundle(write_bundle(tmp_path))
-    mode = "slow"
+    broken, entered, gate, left = False, threading.Event(), threading.Event(), threading.Event()
 
     def around(run, *arguments):
-        if mode == "slow":
-            time.sleep(1)
-        else:
+        if broken:
             raise RuntimeError("secret detail")
+        entered.set()
+        assert gate.wait(20)
+        left.set()
         return run(*arguments)
 
     engine = open_engine("dummy", bundle)
     engine = replace(engine, runs=[functools.partial(around, engine.runs[0])])
     with serving(tmp_path, engine, queue=1) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        first = stub.Predict.future(request(texts=["a"]), timeout=10)
-        time.sleep(0.3)
+        first = stub.Predict.future(request(texts=["a"]), timeout=20)
+        assert entered.wait(10)
         with pytest.raises(grpc.RpcError) as error:
             stub.Predict(request(texts=["a"]), timeout=10)
         assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert int(dict(error.value.trailing_metadata())["retry-after"]) >= 1
+        gate.set()
         assert first.result().outputs
+        for event in (entered, gate, left):
+            event.clear()
         assert failing(stub.Predict, request(texts=["a"]), timeout=0.3)[0] == grpc.StatusCode.DEADLINE_EXCEEDED
-        mode = "broken"
-        time.sleep(1.2)  # the former one is still with the engine
+        assert entered.wait(10)
+        broken = True
+        gate.set()
+        assert left.wait(10)
+        time.sleep(0.3)  # until the batcher has heard of it
         code, details = failing(stub.Predict, request(texts=["a"]))
         assert (code, details) == (grpc.StatusCode.INTERNAL, "the server failed; its log says why")
         health = health_pb2_grpc.HealthStub(channel)

@@ -19,9 +19,9 @@ ORDER = (
     "meter", "parts", "wire", "steps", "teachers", "text_batches", "progress", "selected", "closing", "keeper",
     "begun", "baselines", "mistakes", "calibration", "figures", "curves", "findings", "packages", "origin",
     "data_facts", "pages", "tables", "frozen", "graph_passes", "quantisation", "onnx_names", "formats", "leaving",
-    "gates", "manifest", "saved_models", "model_card", "sweeps", "reference", "shifts", "samples", "signals",
+    "gates", "manifest", "saved_models", "model_card", "sweeps", "reference", "shifts", "samples", "signals", "views",
 )  # fmt: skip
-ENTRIES = ("report", "train", "evaluate", "compare", "predict", "embed", "export", "drift")
+ENTRIES = ("report", "train", "evaluate", "compare", "predict", "embed", "export", "drift", "dashboard")
 DATA_PREP_MAY = {
     "atomic", "config", "tasks", "kinds", "labels", "tokenization", "encoding", "records", "vocabulary", "weights",
     "workers",
