@@ -81,6 +81,7 @@ def watched(begun: Begun) -> Iterator[Careful]:
         yield Careful([])
         return
     config, tags = run.config.model_dump(mode="json"), [*run.config.tasks, run.config.data.source]
+    config["task_names"] = "+".join(run.config.tasks)  # what dashboards group by
     name, group = run.folder.name, sweep_name()
     job = Job(run.folder, f"{group}/{name}" if group else name, "train", config, tags, group)
     with open_tracker(run.config.tracking, job, beside=[History(run.folder)]) as tracker:

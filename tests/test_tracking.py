@@ -89,6 +89,7 @@ def test_wandb_holds_the_resolved_configuration_tags_group_and_kind(tracked):
     (run,) = of_type(records, "run")
     config = run["config"]["update"]
     assert (config["train"]["epochs"], config["seed"], config["data"]["source"]) == (2, 1, "sample")
+    assert config["task_names"] == "imdb+numbers+words"
     assert config["tasks"]["numbers"]["heads"]["spans"]["kind"] == "tagging"
     assert run["tags"] == ["imdb", "numbers", "words", "sample"]
     assert (run["run_group"], run["job_type"], run["display_name"]) == ("group-1", "train", "run-1")
