@@ -208,7 +208,6 @@ class Keeper:
     def _check_steps(self) -> None:
         """Raises RunError where a loss or a gradient of the epoch's steps was not finite; the first such batch's
         examples are written to the run's folder."""
-        self._tell(self.meter.read())
         if not (broken_at := int(self.model.watch.result())):
             return
         step = self.step - self.offset + broken_at

@@ -1,6 +1,7 @@
 """How a training goes, window by window of some steps: losses, learning rate, speed; and how full an epoch's rows are.
 
-What a window found is read one window later: by then the device has it, and the steps behind need not wait.
+A window ends after `tracking.every` steps and with its epoch. The device is waited for there: fetching a copy later would
+wait as well, for all that has been asked of it by then.
 """
 
 import time
@@ -31,9 +32,6 @@ PEAKS = {  # of dense bfloat16 products in FLOP/s, by the makers' data sheets
     "V100": 125e12,  # float16
     "T4": 65e12,  # float16
 }
-
-
-WAITED = 1e-3  # seconds: what it takes to fetch numbers that are there is less
 
 
 class Load(NamedTuple):
@@ -76,22 +74,11 @@ def peak_of(run: Run, replicas: int) -> float | None:
     return next((peak * replicas for known, peak in PEAKS.items() if known in name.split()[-1]), None)
 
 
-class Window(NamedTuple):
-    """The `steps` up to step number `step`, at `epoch` (2.5: half of the third is done), all asked for by the time
-    `asked`; the device knows the `numbers`."""
-
-    step: int
-    epoch: float
-    steps: int
-    asked: float
-    numbers: Any
-
-
 Found = list[tuple[int, dict[str, float]]]  # steps, and values by name
 
 
 class Meter:
-    """Told of a run's steps, it tells what each window of `tracking.every` of them found.
+    """Told of a run's steps, it tells what each window of them found.
 
     Attributes:
         compile_seconds: what the run's first call took longer than others of as many steps: tracing and compiling; None
@@ -113,13 +100,11 @@ class Meter:
         """Steps of an epoch begin now."""
         if self.model is not model:
             self.model = model
-            self._numbers = tf.function(
-                lambda: _numbers(model), autograph=False
-            )  # one by one they take 5 ms to ask for
+            # One call: asked for one by one they take 5 ms.
+            self._numbers = tf.function(lambda: _numbers(model), autograph=False)
         self.epoch, self.load = epoch, load_of(self.train, epoch)
         self.before = keras.ops.convert_to_numpy(self._numbers())
-        self.waiting: Window | None = None
-        self.since, self.steps = time.perf_counter(), 0
+        self.since, self.steps, self.untimed = time.perf_counter(), 0, 0
         self.timed_steps, self.timed_seconds = 0, 0.0
 
     def end_steps(self, count: int, step: int, offset: int) -> Found:
@@ -127,18 +112,13 @@ class Meter:
         self.steps += count
         if self.first is None:
             int(self.model.watch.result())  # once it is known, the steps have been taken
-            self.first, self.steps = (count, time.perf_counter() - self.since), 0
+            self.first, self.untimed = (count, time.perf_counter() - self.since), count
             self.since = time.perf_counter()
-        if step // self.every == (step - count) // self.every:
-            return []
-        found = self.read()
-        place = self.epoch.number + offset / self.load.steps
-        now = time.perf_counter()
-        self.waiting, self.steps = Window(step, place, self.steps, now, self._numbers()), 0
-        return found
+        ended = step // self.every > (step - count) // self.every or offset == self.load.steps
+        return self._read(step, offset) if ended else []
 
     def end_epoch(self) -> None:
-        """All windows of the epoch have been read."""
+        """All steps of the epoch are done."""
         if self.compile_seconds is None and self.first is not None and self.timed_steps:
             count, seconds = self.first
             self.compile_seconds = max(seconds - count * self.timed_seconds / self.timed_steps, 0.0)
@@ -148,32 +128,23 @@ class Meter:
         """What happens inside, such as saving, is no time of steps."""
         began = time.perf_counter()
         yield
-        pause = time.perf_counter() - began
-        self.since += pause
-        if self.waiting is not None:
-            self.waiting = self.waiting._replace(asked=self.waiting.asked + pause)
+        self.since += time.perf_counter() - began
 
-    def read(self) -> Found:
-        """What the window that waits has found, as soon as the device has taken its steps. To be asked before anything
-        else waits for the device, or else the window seems to have been quicker than it was."""
-        if self.waiting is None:
-            return []
-        window, losses = self.waiting, len(self.names)
-        began = time.perf_counter()
-        numbers, now = keras.ops.convert_to_numpy(window.numbers), time.perf_counter()
-        # Where nothing had to be waited for, the device had taken the steps by the time it was asked for the next.
-        finished = now if now - began > WAITED else window.asked
-        seconds, self.since = finished - self.since, finished
-        (sums, counts), self.before, self.waiting = np.split((numbers - self.before)[: 2 * losses], 2), numbers, None
-        values: dict[str, float] = {"epoch": window.epoch}
+    def _read(self, step: int, offset: int) -> Found:
+        """What the window that ends here has found, as soon as the device has taken its steps."""
+        losses, numbers = len(self.names), keras.ops.convert_to_numpy(self._numbers())
+        seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
+        (sums, counts), self.before = np.split((numbers - self.before)[: 2 * losses], 2), numbers
+        values: dict[str, float] = {"epoch": self.epoch.number + offset / self.load.steps}
         values |= {
             name: float(total / count) for name, total, count in zip(self.names, sums, counts, strict=True) if count > 0
         }
         values |= {"optimizer/gradient_norm": float(numbers[-2]), "optimizer/learning_rate": float(numbers[-1])}
-        if window.steps:
-            self.timed_steps, self.timed_seconds = self.timed_steps + window.steps, self.timed_seconds + seconds
-            values |= self._speed(window.steps, seconds)
-        return [(window.step, values)]
+        steps, self.steps, self.untimed = self.steps - self.untimed, 0, 0
+        if steps:
+            self.timed_steps, self.timed_seconds = self.timed_steps + steps, self.timed_seconds + seconds
+            values |= self._speed(steps, seconds)
+        return [(step, values)]
 
     @property
     def speeds(self) -> dict[str, float]:
@@ -196,10 +167,10 @@ class Meter:
 
 def _numbers(model: MultiTaskModel) -> Any:
     """`(2 * losses + 2,)` on the device: sums and counts of the epoch's losses so far, the norm of the last gradient,
-    and the learning rate."""
+    and the learning rate of its step."""
     means = model.loss_means
     values = [*(mean.total for mean in means), *(mean.count for mean in means)]
-    values += [model.watch.numbers[1], model.optimizer.learning_rate]
+    values += [model.watch.numbers[1], model.optimizer.schedule(model.optimizer.batches - 1)]
     return tf.stack([tf.cast(tf.convert_to_tensor(value), tf.float32) for value in values])
 
 
