@@ -1,7 +1,7 @@
 """How a training goes, window by window of some steps: losses, learning rate, speed; and how full an epoch's rows are.
 
-A window ends after `tracking.every` steps and with its epoch. The device is waited for there: fetching a copy later would
-wait as well, for all that has been asked of it by then.
+A window ends after `tracking.every` steps and with its epoch. The device is waited for there: fetching a copy later
+would wait as well, for all that has been asked of it by then.
 """
 
 import time
