@@ -10,9 +10,10 @@ COPY bert_mtl bert_mtl
 COPY data_prep data_prep
 COPY serving serving
 COPY spans spans
+COPY hydra_plugins hydra_plugins
 
 FROM base AS train
-RUN make install EXTRAS=cuda && make install EXTRAS=serve
+RUN make install EXTRAS=cuda && make install EXTRAS=serve,sweep,track
 ENTRYPOINT ["/app/.venv/bin/python", "-m"]
 CMD ["bert_mtl.train", "task=imdb"]
 
