@@ -161,6 +161,7 @@ def toy_options(shared, vocab_file) -> list[str]:
         "optimizer.learning_rate=1e-2",
         "train.epochs=6",
         "train.batch_size=16",
+        "train.report=false",  # it takes as long as the training
     ]
 
 
@@ -217,5 +218,5 @@ def multi_options(shared, toy_options) -> list[str]:
 @pytest.fixture(scope="session")
 def multi_run(shared, multi_options) -> Path:
     """The folder of a finished run on four tasks, of single texts, words, pairs and masked words."""
-    options = [*multi_options, "train.epochs=12", "train.select=last"]
+    options = [*multi_options, "train.epochs=12", "train.select=last", "train.report=true"]
     return shared("multi_run", lambda folder: _train(folder, options))

@@ -24,6 +24,7 @@ from bert_mtl.tracking.history_file import History
 from bert_mtl.tracking.names import better, path_of
 from bert_mtl.train import train
 from conf import entry
+from conf.errors import ConfigError
 
 KEY = "k" * 40
 CLOSED = "http://127.0.0.1:9"
@@ -69,7 +70,7 @@ def tracked(multi_options, tmp_path_factory) -> tuple[Path, list[dict], list[str
     listener.emit = lambda record: lines.append(record.getMessage())
     options = [option for option in multi_options if not option.startswith("+tasks.alike")]
     options += ["train.epochs=2", "tracking=wandb", "tracking.mode=online", "tracking.timeout=2", "tracking.every=2"]
-    options += ["tracking.group=group-1", f"run.dir={folder}"]
+    options += ["tracking.group=group-1", "train.report=true", f"run.dir={folder}"]
     logging.getLogger("bert_mtl").addHandler(listener)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_API_KEY", KEY)
@@ -334,6 +335,13 @@ def test_tensorboard_reads_values_tables_and_the_configuration(tmp_path):
     assert table.tensor_proto.string_val[0].decode().splitlines()[-1] == "| a \\| b c | 0.9877 |"
     assert b"seed: 7" in events.Tensors("config")[0].tensor_proto.string_val[0]
     assert [line["imdb/loss"] for line in read_history(tmp_path)] == [0.5, 0.25]
+
+
+def test_tensorboard_that_is_not_installed_is_refused_with_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    rule = r"tracking must be one that is installed \(TensorBoard comes with the extra track: .*got tensorboard"
+    with pytest.raises(ConfigError, match=rule), open_tracker(tracking("tensorboard"), Job(tmp_path, "one", "train")):
+        pass
 
 
 class Broken(Tracker):

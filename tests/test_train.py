@@ -173,7 +173,7 @@ def full_disk(most: int) -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGXFSZ, ignored)
 
 
-LARGE = ["model.size.hidden_dim=128", "train.epochs=2", "train.report=false"]
+LARGE = ["model.size.hidden_dim=128", "train.epochs=2"]
 
 
 def test_on_a_full_disk_training_goes_on_says_what_is_missing_and_ends_with_an_error(

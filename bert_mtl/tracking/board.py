@@ -6,10 +6,11 @@ import tensorflow as tf
 import yaml
 
 from bert_mtl.tracking.tracker import Cell, Job, Package, Tracker
+from conf.errors import ConfigError, Problem
 
 
 class Board(Tracker):
-    """Values as scalars, all else as text. Raises ImportError where TensorBoard is not installed."""
+    """Values as scalars, all else as text. Raises ConfigError where TensorBoard is not installed."""
 
     name = "tensorboard"
 
@@ -17,7 +18,8 @@ class Board(Tracker):
         try:
             import tensorboard  # noqa: F401  # tf.summary's own error does not say what to install
         except ImportError as error:
-            raise ImportError("tracking=tensorboard needs the extra track: pip install 'bert_mtl[track]'") from error
+            rule = "be one that is installed (TensorBoard comes with the extra track: pip install 'bert_mtl[track]')"
+            raise ConfigError([Problem("tracking", rule, "tensorboard")]) from error
         self.writer, self.step = tf.summary.create_file_writer(str(job.folder / "tensorboard"), name=job.name), 0
         self._text("config", f"```yaml\n{yaml.safe_dump(dict(job.config), sort_keys=False, allow_unicode=True)}```")
         self._text("tags", ", ".join(job.tags))
