@@ -74,6 +74,8 @@ class WeightsAndBiases(Tracker):
                 git_root=str(Path(__file__).parent),
             ),
         )
+        for handler in logging.getLogger("wandb").handlers:  # of its debug.log: no traceback a line on a full disk
+            setattr(handler, "handleError", lambda record: None)  # noqa: B010
         self.defined: set[str] = set()
         with atomic_write(file) as written:
             facts = {"id": self.run.id, "project": config.project, "entity": config.entity}
