@@ -17,6 +17,7 @@ def print_closing(
     result: Mapping[str, Any],
     speed: Mapping[str, float],
     missing: Sequence[str],
+    lost: bool = False,
     console: Console | None = None,
 ) -> None:
     """Prints it.
@@ -25,6 +26,7 @@ def print_closing(
         result: what metrics.json holds.
         speed: the last values of `speed/…`, and `compile_seconds`.
         missing: what could not be written.
+        lost: nothing can be done with the run.
     """
     console = console or Console()
     console.print(_scores(run, result))
@@ -34,6 +36,8 @@ def print_closing(
         highlight=False,
         soft_wrap=True,
     )
+    if lost:
+        return
     console.print(
         "\n".join(["", "Next:", *(f"  {line}" for line in _commands(run))]),
         markup=False,

@@ -45,8 +45,10 @@ def _duels(groups: Sequence[Group], part: str) -> list[Duel]:
     names, found = [group.name for group in groups], []
     for head in heads:
         sides = [_sides(group, head, tables) for group in groups]
+        notes = [note for group in groups if (note := _lacking(group, head, part, tables))]
         if any(sides):
             found.append(Duel(head, names, sides))
+            found[-1].notes += notes
     return found
 
 
@@ -56,6 +58,17 @@ def _sides(group: Group, head: str, tables: dict[FinishedRun, dict[str, AnswerTa
         Side(run, head, task, table) for run in group.runs for task, table in tables[run].items() if head in table.heads
     ]
     return sides if len(sides) == len(group.runs) else []
+
+
+def _lacking(group: Group, head: str, part: str, tables: dict[FinishedRun, dict[str, AnswerTable]]) -> str | None:
+    """What is said of a group of which some runs alone have answers of the head."""
+    without = [run for run in group.runs if not any(head in table.heads for table in tables[run].values())]
+    if not without or len(without) == len(group.runs):
+        return None
+    return (
+        f"{head}: {group.name} is left out, as {', '.join(run.name for run in without)} has no answers to {part}; "
+        f"python -m bert_mtl.report run={without[0].folder} writes them."
+    )
 
 
 def _tables(runs: Sequence[FinishedRun], part: str) -> dict[FinishedRun, dict[str, AnswerTable]]:
@@ -87,8 +100,8 @@ def _method(groups: Sequence[Group], tests: Sequence[dict], resamples: int) -> l
     if not tests:
         return []
     notes = [
-        f"Intervals (95 %) and p are of a paired bootstrap, {resamples:,} resamples of the examples; seeds are not "
-        "resampled: they tell what other examples would change, not what other seeds would.",
+        f"Intervals (95 %) and p are of a paired bootstrap, {resamples:,} resamples of the examples and, in groups of "
+        "several, of the runs. Of a single run nothing is known of other seeds.",
         f"p is adjusted for the number of comparisons, {len(tests)} (Holm); below {LEVEL} a difference is shown.",
     ]
     if 2 * len(tests) / (resamples + 1) >= LEVEL:

@@ -137,7 +137,7 @@ def job(bundle: Bundle, config: DriftConfig) -> Job:
 
 def _prediction(told: Mapping[str, Any], heads: Sequence[str]) -> list[str | int | bool]:
     """A sample as a row; answers are JSON."""
-    read: Mapping[str, Any] = told["read"][0]
+    read: Mapping[str, Any] = told["read"][0] if told["read"] else {"tokens": [], "unknown": 0, "truncated": False}
     answers = [
         json.dumps(told["answers"][head], ensure_ascii=False) if head in told["answers"] else "" for head in heads
     ]

@@ -1,6 +1,7 @@
 """Finished runs by folder in, groups of runs out that differ in their seeds alone. Reads files, needs no model."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,8 @@ from bert_mtl.history import read_history
 from conf.errors import ConfigError, Problem
 from conf.explain import leaves, shown
 
-WHERE = {  # what tells where a run was made, and not what it is
+WHERE = {  # what tells where and how a run was made, and not what it is
+    "train.save_every", "train.report", "train.test", "train.eval_batch_size", "train.steps_per_execution",
     "seed", "cache_dir", "data.path", "data.workers", "data.backend", "data.rebuild", "strategy.devices",
     "strategy.cluster", "strategy.workers", "strategy.port", "strategy.service", "strategy.timeout",
 }  # fmt: skip
@@ -44,9 +46,9 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
-        """The folder's name, below that of its sweep where it is a number."""
+        """The folder's name, below that of its sweep where it is a job of one."""
         folder = self.folder.absolute()
-        return f"{folder.parent.name}/{folder.name}" if folder.name.isdigit() else folder.name
+        return f"{folder.parent.name}/{folder.name}" if _is_job(folder) else folder.name
 
     @property
     def seconds(self) -> float | None:
@@ -111,9 +113,14 @@ def _is_run(folder: Path) -> bool:
 
 
 def _jobs(sweep: Path) -> list[Path]:
-    """The runs of a sweep: its numbered folders."""
-    numbered = [child for child in sweep.glob("*") if child.name.isdigit() and _is_run(child)]
-    return sorted(numbered, key=lambda child: int(child.name))
+    """The runs of a sweep in the order of their numbers: folders that begin with a number, or that say whose job they
+    are."""
+    found = [child for child in sweep.glob("*") if _is_run(child) and _is_job(child)]
+    return sorted(found, key=lambda child: [int(number) for number in re.findall(r"\d+", child.name)])
+
+
+def _is_job(folder: Path) -> bool:
+    return (folder / "job.json").exists() or folder.name.isdigit()
 
 
 def group_runs(runs: Sequence[FinishedRun], baseline: FinishedRun | None = None) -> list[Group]:

@@ -5,7 +5,6 @@ the learning rate and speeds. Trackers show the values by the same names.
 """
 
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -15,13 +14,3 @@ def read_history(folder: Path) -> list[dict]:
     file = folder / "history.jsonl"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
-
-
-def curves(lines: Iterable[Mapping]) -> dict[str, list[tuple[int, float]]]:
-    """Name -> the (step, value) of every line that has one."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for line in lines:
-        for name, value in line.items():
-            if name != "step" and value is not None:
-                found.setdefault(name, []).append((line["step"], value))
-    return found

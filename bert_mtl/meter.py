@@ -4,6 +4,7 @@ A window ends after `tracking.every` steps and with its epoch. The device is wai
 would wait as well, for all that has been asked of it by then.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,14 @@ def peak_of(run: Run, replicas: int) -> float | None:
     if not gpus or run.config.model.dtype != "mixed_bfloat16":
         return None
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
-    return next((peak * replicas for known, peak in PEAKS.items() if known in name.split()[-1]), None)
+    peak = peak_by_name(name)
+    return None if peak is None else peak * replicas
+
+
+def peak_by_name(gpu: str) -> float | None:
+    """FLOP/s of a GPU as its driver calls it; None of one that `PEAKS` does not have."""
+    words = re.split(r"[\s-]+", gpu)
+    return next((peak for known, peak in PEAKS.items() if known in words), None)
 
 
 Found = list[tuple[int, dict[str, float]]]  # steps, and values by name

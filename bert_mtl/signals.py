@@ -108,7 +108,7 @@ def _of_texts(reference: Mapping[str, Any], asked: Asked) -> Iterator[tuple[str,
         yes_no = _yes_no(reference["unknown"], reference["tokens"], asked.unknown, tokens)
         was_share, share = _shares(yes_no)
         yield "unknown", asked.texts, _Shift("share", share - was_share, None, was_share, share)
-    if asked.counted:
+    if asked.counted and asked.pieces.total():
         pieces, total = reference["pieces"], asked.pieces.total()
         known = {int(piece): count for piece, count in pieces["counts"].items()}
         own = [asked.pieces[piece] for piece in known]
@@ -162,6 +162,7 @@ OF_KIND: dict[str, Callable[..., Iterator[tuple[str, _Shift]]]] = {
 
 def _of_labels(reference: Mapping[str, int], now: Mapping[str, int], tested: bool) -> _Shift:
     """Shares of labels; what has changed most is told."""
+    reference = {**{label: 0 for label in now}, **reference}  # what train never had may be all there is now
     was, own = np.array(list(reference.values())), np.array([now.get(label, 0) for label in reference])
     changes = own / own.sum() - was / was.sum()
     most = int(np.abs(changes).round(9).argmax())  # of two labels the changes are alike but for the last digit

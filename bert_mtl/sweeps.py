@@ -27,7 +27,7 @@ from bert_mtl.devices import take_share
 from bert_mtl.exits import head_of
 from bert_mtl.runs import run_config
 from bert_mtl.tasks import make_tasks
-from conf.errors import NOTHING, Problem
+from conf.errors import NOTHING, ConfigError, Problem
 from conf.sweep import JOBLIB, Job, Sweeps, read_jobs
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ def train_job(config: TrainConfig, train: Callable[[TrainConfig], dict]) -> floa
     """The score of a job of a sweep, whose folder is `config.run.dir`: of its finished run, or of one that is trained
     now, which goes on where an earlier process was interrupted."""
     folder = Path(config.run.dir)
+    if problems := TrainSweeps().unlike(folder, config):
+        raise ConfigError(problems)
     finished = folder / "metrics.json"
     if finished.exists():
         log.info("%s is finished already", folder)
@@ -86,7 +88,7 @@ def results(jobs: Sequence[Job]) -> dict[str, list[dict]]:
         groups.setdefault(tuple(row["overrides"]), []).append(row)
     found = []
     for overrides, own in groups.items():
-        names = [(part, head) for part in ("dev", "test") for head in own[0][part]]
+        names = [(part, head) for part in ("dev", "test") for head in own[0][part] if head in own[0]["metrics"]]
         heads: dict[str, dict[str, dict]] = {}
         for part, head in names:
             metric = own[0]["metrics"][head]

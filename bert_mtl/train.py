@@ -67,9 +67,9 @@ def train(config: TrainConfig) -> dict:
         keeper = Keeper(run, begun.pipeline, part_pipelines(run, labelled, "dev"), tracker)
         fit(begun, keeper)
         result = run.chief.does(lambda: _finish(begun, keeper, labelled))
-        if run.chief.here:
-            print_closing(run, result, keeper.meter.speeds, list(tracker.missing.values()))
         run.chief.does(lambda: _settle(keeper, result))
+    if run.chief.here:
+        print_closing(run, result, keeper.meter.speeds, list(tracker.missing.values()))
     return result
 
 
@@ -127,16 +127,21 @@ def _answers(run: Run, model: MultiTaskModel, tracker: Careful, parts: Sequence[
     """What the report is made of; nothing, and a warning, where the texts cannot be had."""
     try:
         return answer_run(run, model, parts)
-    except (DataError, OSError, RunError) as error:
-        tracker.note("report.html", "all of it", error)
+    except Exception as error:  # as above
+        tracker.note("report.html", "all of it", f"{type(error).__name__}: {error}")
         return []
 
 
 def _settle(keeper: Keeper, result: dict) -> None:
-    """What makes the run a finished one. Raises DataError, RunError where it cannot be written even now."""
-    keeper.selected.settle()
-    with atomic_write(keeper.run.folder / "metrics.json") as file:
-        file.write(json.dumps(result, indent=1).encode())
+    """What makes the run a finished one. Raises DataError, RunError where it cannot be written even now; the scores are
+    printed first."""
+    try:
+        keeper.selected.settle()
+        with atomic_write(keeper.run.folder / "metrics.json") as file:
+            file.write(json.dumps(result, indent=1).encode())
+    except (DataError, OSError, RunError):
+        print_closing(keeper.run, result, keeper.meter.speeds, list(keeper.tracker.missing.values()), lost=True)
+        raise
     keeper.tracker.makes(run_package(keeper.run))
 
 

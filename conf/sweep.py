@@ -141,6 +141,9 @@ def _columns(tree: Tree, texts: Sequence[str], every: bool) -> tuple[dict[str, l
                 problems.append(Problem(key, rule, override.get_value_string()))
         else:
             found[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            if every and getattr(override.value(), "shuffle", False):
+                rule = "keep its order: jobs go on by their numbers, and shuffle draws others each time"
+                problems.append(Problem(key, rule, override.get_value_string()))
     return found, problems
 
 

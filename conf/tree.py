@@ -147,7 +147,7 @@ class Tree:
         key, _, value = text.lstrip("+~").partition("=")
         try:
             if key:
-                return self.parser.parse_override(text)
+                return self.parser.parse_overrides([text])[0]  # which knows the groups that glob(*) goes through
         except HydraException:
             pass
         return Problem(key or "an override", "be written as key=value, a value with special characters in quotes", text)

@@ -142,6 +142,20 @@ def test_a_sweep_stands_for_what_it_has_finished(tmp_path):
     ]
 
 
+def test_a_searchs_jobs_are_runs_of_a_sweep_too(tmp_path):
+    for name in ("10-seed1", "2-seed2", "2-seed1"):
+        (make_run(tmp_path / "search" / name, seed=int(name[-1])) / "job.json").write_text("{}")
+    runs, notes = find_runs([str(tmp_path / "search")])
+    assert [run.name for run in runs] == ["search/2-seed1", "search/2-seed2", "search/10-seed1"] and not notes
+
+
+def test_a_run_of_a_group_without_answers_of_a_head_is_told(tmp_path):
+    two = {"imdb": {"imdb": MOOD}, "trec": {"trec": MOOD}}
+    runs = [make_run(tmp_path / f"{rate}-{seed}", two, seed=seed, rate=rate) for rate in (1e-4, 1e-5) for seed in (1, 2)]
+    (runs[3] / "answers" / "dev-imdb.parquet").rename(runs[3] / "answers" / "gone")
+    assert any("1e-05-2 has no answers to dev" in note for note in compared(*runs)["notes"])
+
+
 def test_every_folder_that_is_no_finished_run_is_told_with_the_closest(tmp_path):
     make_run(tmp_path / "imdb-1")
     make_run(tmp_path / "half", finished=False)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bert_mtl.flops import Work, training_flops
 from bert_mtl.history import read_history
-from bert_mtl.meter import Meter, load_of, peak_of, sizes_of
+from bert_mtl.meter import Meter, load_of, peak_by_name, peak_of, sizes_of
 from bert_mtl.parts import part_pipelines
 from bert_mtl.progress import Display
 from bert_mtl.runs import open_run
@@ -169,3 +169,15 @@ def test_what_is_not_shown_is_neither_drawn_nor_logged(caplog):
     display.show({"loss": 0.5})
     display.close()
     assert out.getvalue() == "" and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 989e12), ("NVIDIA L4", 121e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12), ("Tesla V100-SXM2-16GB", 125e12), ("Tesla T4", 65e12), ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000", None), ("NVIDIA A10G", None),
+    ],
+)  # fmt: skip
+def test_the_makers_figure_goes_by_whole_words_of_the_name(name, peak):
+    assert peak_by_name(name) == peak

@@ -347,6 +347,15 @@ def test_a_run_of_another_configuration_is_refused_its_folder(tmp_path, toy_run,
     assert TrainSweeps().unlike(tmp_path, None) == []  # nothing has begun
 
 
+def test_a_finished_run_of_another_configuration_is_not_taken_for_the_jobs(toy_run, toy_options):
+    from bert_mtl.config import TrainConfig
+    from bert_mtl.sweeps import train_job
+
+    config = compose("train", [*toy_options, f"run.dir={toy_run}", "seed=9"], TrainConfig)
+    with pytest.raises(ConfigError, match=r"seed must be what the run in .* has \(1\), .*; got 9"):
+        train_job(config, lambda config: {"score": 0.0})
+
+
 def test_a_killed_sweep_goes_on_and_trains_nothing_twice(tmp_path, toy_options, monkeypatch):
     from bert_mtl import train
     from bert_mtl.config import TrainConfig

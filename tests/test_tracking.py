@@ -4,6 +4,8 @@ import http.server
 import json
 import logging
 import re
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -342,6 +344,31 @@ def test_tensorboard_that_is_not_installed_is_refused_with_what_to_install(tmp_p
     rule = r"tracking must be one that is installed \(TensorBoard comes with the extra track: .*got tensorboard"
     with pytest.raises(ConfigError, match=rule), open_tracker(tracking("tensorboard"), Job(tmp_path, "one", "train")):
         pass
+
+
+def test_a_tracker_that_cannot_start_is_left_behind(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file where a folder should be")
+    (tmp_path / "wandb.json").write_text("{half a")
+    for kind in ("tensorboard", "wandb"):
+        with open_tracker(tracking(kind), Job(tmp_path, "one", "train"), beside=[History(tmp_path)]) as tracker:
+            tracker.log({"loss": 1.0}, 1)
+        assert any(told.startswith(f"{kind}: ") for told in tracker.missing.values())
+    assert len(read_history(tmp_path)) == 2
+
+
+def test_a_line_that_the_disk_has_no_room_for_leaves_none_of_it(tmp_path):
+    history = History(tmp_path)
+    history.log({"loss": 0.5}, 1)
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, limits[1]))  # a part of the second line fits
+    try:
+        with pytest.raises(OSError):
+            history.log({"loss": 0.25}, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    history.log({"loss": 0.125}, 3)
+    assert [line["step"] for line in read_history(tmp_path)] == [1, 3]
 
 
 class Broken(Tracker):

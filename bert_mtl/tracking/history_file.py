@@ -20,11 +20,12 @@ class History(Tracker):
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with open(self.file, "ab") as file:
+        line = json.dumps({"step": step, **finite}).encode() + b"\n"
+        with open(self.file, "ab", buffering=0) as file:
             whole = file.tell()
             try:
-                file.write(json.dumps({"step": step, **finite}).encode() + b"\n")
-                file.flush()
+                while line:  # a disk that becomes full takes a part first
+                    line = line[file.write(line) :]
             except OSError:
                 file.truncate(whole)  # half a line would spoil the next one
                 raise
