@@ -216,9 +216,9 @@ def test_a_service_that_does_not_answer_is_one_line(account, capsys):
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
         account.setenv("WANDB_API_KEY", KEY)
         account.setenv("WANDB_BASE_URL", address)
-        account.setattr("bert_mtl.tracking.account.PATIENCE", 1)
         line = told(capsys)
     assert line.startswith("wandb did not answer, or refused the key: ") and address in line and "\n" not in line
+    assert "giving up after 2 attempt(s)" in line and "connection refused" in line
 
 
 def test_the_extra_is_named_where_its_package_is_missing(monkeypatch, capsys):
