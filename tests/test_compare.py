@@ -151,7 +151,9 @@ def test_a_searchs_jobs_are_runs_of_a_sweep_too(tmp_path):
 
 def test_a_run_of_a_group_without_answers_of_a_head_is_told(tmp_path):
     two = {"imdb": {"imdb": MOOD}, "trec": {"trec": MOOD}}
-    runs = [make_run(tmp_path / f"{rate}-{seed}", two, seed=seed, rate=rate) for rate in (1e-4, 1e-5) for seed in (1, 2)]
+    runs = [
+        make_run(tmp_path / f"{rate}-{seed}", two, seed=seed, rate=rate) for rate in (1e-4, 1e-5) for seed in (1, 2)
+    ]
     (runs[3] / "answers" / "dev-imdb.parquet").rename(runs[3] / "answers" / "gone")
     assert any("1e-05-2 has no answers to dev" in note for note in compared(*runs)["notes"])
 
