@@ -6,10 +6,10 @@ tracker. It runs beside the server, which thus needs neither a tracker nor its k
 
 import json
 import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from rich.console import Console
@@ -58,7 +58,7 @@ def watch(look: Callable[[], object], seconds: float) -> None:
                 look()
             except SamplesError as error:
                 print(error)
-            time.sleep(seconds)
+            sleep(seconds)
     except KeyboardInterrupt:
         return
     finally:

@@ -196,7 +196,7 @@ def test_a_watch_waits_for_samples_and_looks_until_it_is_ended(tmp_path, monkeyp
         (tmp_path / "samples").mkdir()
         (tmp_path / "samples/samples-1.jsonl").write_text(line("2026-11-02T00:00:00.000+00:00") + "\n")
 
-    monkeypatch.setattr("bert_mtl.drift.time.sleep", pause)
+    monkeypatch.setattr("bert_mtl.drift.sleep", pause)
     before = signal.getsignal(signal.SIGTERM)
     drift(settings)
     assert (pauses, signal.getsignal(signal.SIGTERM)) == ([7, 7], before)
