@@ -41,7 +41,7 @@ class SamplesConfig(Schema):
     dir: Path | None
     fraction: Annotated[float, Field(gt=0, le=1)]
     texts: bool
-    window: Annotated[int, Field(ge=10)]
+    window: Annotated[int, Field(ge=2)]
     bytes: PositiveInt
     files: PositiveInt
 

@@ -101,15 +101,15 @@ def test_each_reading_of_a_text_counts_for_its_tasks(tmp_path):
         "words": head("mlm", [2], level="mask", reads="masks", task="words"),
     }
     bundle = write_bundle(tmp_path / "bundle", heads=heads)
-    asked(bundle, config(tmp_path / "samples", window=1), ["good film"], ["bad"])
-    told, *windows = lines(tmp_path / "samples")
+    asked(bundle, config(tmp_path / "samples", window=2), ["good film"] * 2, ["bad"] * 2)
+    told, _, *windows = lines(tmp_path / "samples")
     assert told["read"] == [
         {"tasks": ["tiny"], "tokens": [4], "unknown": 0, "truncated": False},
         {"tasks": ["alike"], "tokens": [4, 3], "unknown": 0, "truncated": False},
     ]  # no [MASK], so nothing was read for the third task
     assert set(told["answers"]) == {"imdb", "alike"}
     assert [(each["tasks"], each["pieces"]) for each in windows] == [
-        (["tiny"], {"6": 1, "8": 1}), (["alike"], {"6": 1, "7": 1, "8": 1}),
+        (["tiny"], {"6": 2, "8": 2}), (["alike"], {"6": 2, "7": 2, "8": 2}),
     ]  # fmt: skip
 
 
