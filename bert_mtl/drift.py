@@ -137,12 +137,13 @@ def job(bundle: Bundle, config: DriftConfig) -> Job:
 
 def _prediction(told: Mapping[str, Any], heads: Sequence[str]) -> list[str | int | bool]:
     """A sample as a row; answers are JSON."""
-    read: Mapping[str, Any] = told["read"][0] if told["read"] else {"tokens": [], "unknown": 0, "truncated": False}
+    read: Sequence[Mapping[str, Any]] = told["read"]  # more than once where tasks read it in unlike ways, or not at all
     answers = [
         json.dumps(told["answers"][head], ensure_ascii=False) if head in told["answers"] else "" for head in heads
     ]
     return [
-        told["time"], told["request"] or "", sum(read["tokens"]), read["unknown"], read["truncated"],
+        told["time"], told["request"] or "", sum(sum(each["tokens"]) for each in read),
+        sum(each["unknown"] for each in read), any(each["truncated"] for each in read),
         told.get("text", ""), told.get("text_b", ""), *answers,
     ]  # fmt: skip
 

@@ -7,7 +7,8 @@ Forward and backward of a matrix product take 6 floating-point operations a weig
 
 The second term is attention's two products, over the tokens of one example each; the third is the output of a masked
 language head over `V` word pieces. Text heads, LayerNorm, softmax, GELU and the optimizer are left out, and so is all
-work on padding. MFU is this, a second, over what a large matrix product reaches on the same device.
+work on padding. MFU is this, a second, over the peak of the device: benchmarks take what a large matrix product reaches
+there, runs the maker's figure (`bert_mtl.meter`).
 """
 
 from typing import NamedTuple

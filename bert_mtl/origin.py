@@ -17,11 +17,11 @@ from bert_mtl.machine import cpu_name, git_state
 PACKAGES = ("bert_mtl", "tensorflow", "keras", "tensorflow-text", "numpy")
 
 
-def origin(overrides: Sequence[str] | None) -> dict[str, Any]:
-    """What is known of this process; `overrides` are those of its command line, None where there was none."""
+def origin(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """What is known of this process; `arguments` are those of its command line, None where there was none."""
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     return {
-        "overrides": None if overrides is None else list(overrides),
+        "arguments": None if arguments is None else list(arguments),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(Path(__file__).parent),
         "versions": {"python": platform.python_version()} | {package: installed(package) for package in PACKAGES},

@@ -94,7 +94,7 @@ def payload(run: Run, results: Mapping[str, Any], warnings: Sequence[str]) -> di
             "best_epoch": results["best_epoch"],
             "parameters": results.get("parameters"),
         },
-        "commands": commands(run, origin.get("overrides")),
+        "commands": commands(run, origin.get("arguments")),
         "config": (folder / "config.yaml").read_text(encoding="utf-8"),
         "history": lines,
         "heads": {
@@ -116,12 +116,12 @@ def payload(run: Run, results: Mapping[str, Any], warnings: Sequence[str]) -> di
     }
 
 
-def commands(run: Run, overrides: Sequence[str] | None) -> list[dict[str, str]]:
+def commands(run: Run, arguments: Sequence[str] | None) -> list[dict[str, str]]:
     """What to type to get the run again, and to go on from it."""
     folder = shlex.quote(str(run.folder))
     found = []
-    if overrides is not None:
-        again = " ".join(shlex.quote(text) for text in overrides if not text.startswith("run."))
+    if arguments is not None:
+        again = " ".join(shlex.quote(text) for text in arguments if not text.startswith("run."))
         found.append({"what": "Train it again", "command": f"python -m bert_mtl.train {again}".strip()})
     return found + [
         {"what": "Evaluate it beside a linear baseline", "command": f"python -m bert_mtl.evaluate run={folder}"},

@@ -170,7 +170,7 @@ def _begin(config: TrainConfig, resumed: Run | None, strategy: tf.distribute.Str
         check_labels(run.tasks[name], manifest)
     pipeline = train_pipeline(run, folders, strategy.num_replicas_in_sync)
     if resumed is None and chief.here:
-        save_origin(run.folder, origin(overrides()))
+        save_origin(run.folder, origin(arguments_of_run()))
         save_data_facts(run.folder, data_facts(run, folders, pipeline))
     log.info("%s", pipeline.describe(pipeline.first_epoch))
     with strategy.scope():
@@ -200,9 +200,15 @@ def sweep_name() -> str | None:
     return Path(HydraConfig.get().sweep.dir).name if sweeps else None
 
 
-def overrides() -> list[str] | None:
-    """Those of the command line; None within another program."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
+def arguments_of_run() -> list[str] | None:
+    """Those of the command line that decide what is trained: folders of configuration and overrides; None within
+    another program."""
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    further = [text for text in hydra.overrides.hydra if text.startswith("hydra.searchpath=")]
+    return [*(f"--config-dir={folder}" for folder in own), *further, *hydra.overrides.task]
 
 
 def _train_job(config: TrainConfig) -> float:

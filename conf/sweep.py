@@ -20,7 +20,7 @@ from typing import Any, Generic, Literal, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 
 from conf.errors import ConfigError, Problem, S, told_alone
-from conf.search import OPTUNAS, search_config
+from conf.search import OPTUNAS, search_config, space
 from conf.tree import Tree, quoted
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,12 @@ def ask(tree: Tree, overrides: Sequence[str], schema: type[S]) -> Asked[S]:
     if search and not any(_is_sweep(tree, text) for text in texts):
         rule = "have something to search: key=interval(a,b), key=range(a,b) or key=a,b,c"
         problems.append(Problem("hydra/sweeper", rule, "optuna"))
+    if search:
+        parsed = [override for text in texts if not isinstance(override := tree.parsed(text), Problem)]
+        try:
+            space(parsed)
+        except ConfigError as error:
+            problems += error.problems
     if search and search.seeds:
         if "seed" in values:
             problems.append(Problem("seed", "be left out beside hydra.sweeper.seeds", values["seed"][0]))

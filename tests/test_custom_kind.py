@@ -92,6 +92,9 @@ def test_the_first_documented_task_trains_by_its_command(place, vocab_file, monk
     tiny = [f"tokenizer.vocab={vocab_file}", "tokenizer.max_length=16", "input.pad_to=16"]
     run(monkeypatch, train.main, COMMANDS[0], "model=tiny", "model.size.num_layers=1", *tiny, "run.dir=runs/tickets")
     assert json.loads(Path("runs/tickets/metrics.json").read_text())["test"].keys() == {"tickets"}
+    told = json.loads(Path("runs/tickets/origin.json").read_text())["arguments"]
+    assert told[0].startswith("--config-dir=") and Path(told[0].partition("=")[2], "task/tickets.yaml").exists()
+    assert told[1] == "task=tickets"
 
 
 def test_the_documented_kind_is_short_and_trains_and_answers_by_the_documented_commands(

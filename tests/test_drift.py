@@ -234,6 +234,18 @@ def test_a_tracker_gets_scalars_and_two_tables(tmp_path):
     }  # fmt: skip
 
 
+def test_a_text_that_no_task_has_read_or_several_have_is_a_row_too(tmp_path):
+    twice = [{"tasks": ["tiny"], "tokens": [4], "unknown": 1, "truncated": False},
+             {"tasks": ["alike"], "tokens": [4, 3], "unknown": 1, "truncated": True}]  # fmt: skip
+    rows = [line(f"2026-11-02T00:00:0{place}.000+00:00", read=read) for place, read in enumerate(([], twice))]
+    (tmp_path / "samples-1.jsonl").write_text("\n".join(rows) + "\n")
+    samples, told = read_samples(tmp_path, {"1"}, None, last=5), Told()
+    track(told, [], samples, 7)
+    columns, found = told.tables["predictions"]
+    assert [dict(zip(columns, row, strict=True))["tokens"] for row in found] == [0, 11]
+    assert [row[3:5] for row in found] == [[0, False], [2, True]]
+
+
 def test_the_command_lines_of_the_containers_compose():
     file = Path(__file__).parents[1] / "deploy/compose.watch.yaml"
     services = yaml.safe_load(file.read_text())["services"]

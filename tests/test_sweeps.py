@@ -271,6 +271,9 @@ def test_mistakes_of_a_search_are_told_before_it_starts(tree, capfd):
     assert "hydra.sweeper.sampler must be one of the options; got grid. Options: tpe, random." in err
     assert sweep(tree, "hydra/sweeper=optuna", "rate=0.1", job=print) == 2
     assert "hydra/sweeper must have something to search: key=interval(a,b)" in capfd.readouterr().err
+    assert sweep(tree, "hydra/sweeper=optuna", "size=range(3,1,-1)", job=print) == 2
+    err = capfd.readouterr().err
+    assert "size must be what can be searched" in err and "goes on with it" not in err
     words = ["hydra.sweeper.seeds=[1]", "seed=3", "size=choice(2,x)", "rate=interval(0,1)"]
     assert sweep(tree, "hydra/sweeper=optuna", *words, job=print) == 2
     err = capfd.readouterr().err
